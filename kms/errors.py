@@ -1,0 +1,82 @@
+"""One error root for the service.
+
+    KeypeerError
+    ├── Refused        the caller may not have this (policy, evidence, role); 401, 403
+    ├── BadRequest     the caller's message is wrong; 400, 404, 409, 413, 415, 422
+    └── Unavailable    the service can't do it now (HSM, store, audit); 503, 507
+
+Every error carries a stable dotted ``code`` and, where it is known, what was asked, what was found and how to
+mend it. The web layer turns one into an RFC 9457 problem document without a mapping table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One failed check: a stable dotted ``id``, what was asked, what was found, how to mend it."""
+
+    id: str
+    asked: str
+    found: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.id}: {self.found}; {self.asked}"
+
+
+class KeypeerError(Exception):
+    """Root of all errors that a caller may see.
+
+    ``code`` is part of the API and never changes its meaning; ``detail`` is for people.
+    """
+
+    status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        hint: str = "",
+        status: HTTPStatus | None = None,
+        reasons: tuple[Reason, ...] = (),
+    ) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+        self.hint = hint
+        self.reasons = reasons
+        if status is not None:
+            self.status = status
+
+
+class Refused(KeypeerError):
+    """The caller is understood, and the answer is no."""
+
+    status = HTTPStatus.FORBIDDEN
+
+
+class BadRequest(KeypeerError):
+    """The caller's message can't be right, whoever sent it."""
+
+    status = HTTPStatus.BAD_REQUEST
+
+
+class NotFound(BadRequest):
+    """The thing named isn't here."""
+
+    status = HTTPStatus.NOT_FOUND
+
+
+class Unavailable(KeypeerError):
+    """The service can't answer now; nothing was changed unless ``code`` says that the outcome is unknown."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class EvidenceError(BadRequest):
+    """Evidence bytes that don't parse, or that no honest TPM would have made."""
