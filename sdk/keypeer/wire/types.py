@@ -1,0 +1,29 @@
+"""Scalar types of the messages; their bounds are part of the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+# Host, policy, baseline and principal names: DNS-label-like, so that they fit certificates, file names and URLs.
+_NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
+Name = Annotated[str, Meta(pattern=_NAME, max_length=63, description="lower case letters, digits, . _ -; 1 to 63")]
+HostId = Name
+VmId = Annotated[str, Meta(pattern=_NAME, max_length=63, description="a name or a UUID in lower case")]
+
+UnixSeconds = Annotated[int, Meta(ge=0, le=2**53 - 1, description="seconds since 1970-01-01 UTC")]
+Seconds = Annotated[int, Meta(ge=0, le=2**31 - 1, description="a duration in seconds")]
+CountryCode = Annotated[str, Meta(pattern=r"^[A-Z]{2}$", description="ISO 3166-1 alpha-2")]
+HexDigest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64}|[0-9a-f]{96})$", description="SHA-256 or SHA-384 in hex")]
+Sha256Hex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$", description="SHA-256 in hex")]
+
+_B64 = r"^[A-Za-z0-9_-]*$"
+# The largest TPM structure we accept is an RSA-4096 public area with its headers (about 600 bytes).
+TpmBytes = Annotated[str, Meta(pattern=_B64, max_length=2048, description="a TPM structure, base64url")]
+SmallBytes = Annotated[str, Meta(pattern=_B64, max_length=2048, description="base64url without padding")]
+CertificateBytes = Annotated[str, Meta(pattern=_B64, max_length=8192, description="DER, base64url")]
+Pem = Annotated[str, Meta(max_length=16384, description="PEM")]
+
+KeySize = Literal[32, 64]  # bytes; AES-256, or AES-256-XTS (two AES-256 keys)
+Role = Literal["host", "officer", "operator", "auditor"]
