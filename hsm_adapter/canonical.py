@@ -1,0 +1,72 @@
+"""The exact bytes under each MAC that the HSM makes.
+
+Each starts with its own label, so bytes authenticated for one purpose never verify for another: a web worker that
+may ask for a generic MAC still can't forge a record. ``field(x)`` is u16 big-endian length ‖ x, strings are UTF-8,
+integers are unsigned big-endian.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KEY_RECORD_LABEL: Final = b"keypeer/key-record/v1"
+SESSION_LABEL: Final = b"keypeer/session/v1"
+MAC_LABEL: Final = b"keypeer/mac/v1"
+RELEASE_LABEL: Final = b"keypeer/release/v1"
+_FIELD_BYTES_MAX: Final = 0xFFFF  # bytes; the length is a u16
+
+
+def field(data: bytes) -> bytes:
+    """``u16 length ‖ data``. Raises ValueError when ``data`` doesn't fit."""
+    if len(data) > _FIELD_BYTES_MAX:
+        raise ValueError(f"a field holds at most {_FIELD_BYTES_MAX} bytes, not {len(data)}")
+    return len(data).to_bytes(2, "big") + data
+
+
+def key_record_bytes(vm: str, key_version: int, size: int, attributes: bytes, kek: int, wrapped: bytes) -> bytes:
+    """Under the record MAC of a key record: every field by which one VM's key could pass for another's."""
+    return (
+        KEY_RECORD_LABEL
+        + field(vm.encode())
+        + key_version.to_bytes(4, "big")
+        + size.to_bytes(2, "big")
+        + field(attributes)
+        + kek.to_bytes(4, "big")
+        + field(wrapped)
+    )
+
+
+def session_bytes(
+    session: bytes, host: str, binding_name: bytes, kek: int, wrapped_key: bytes, wrapped_mac_key: bytes
+) -> bytes:
+    """Under the record MAC of a session record: ties both session keys to one host and one TPM-resident key."""
+    return (
+        SESSION_LABEL
+        + field(session)
+        + field(host.encode())
+        + field(binding_name)
+        + kek.to_bytes(4, "big")
+        + field(wrapped_key)
+        + field(wrapped_mac_key)
+    )
+
+
+def mac_bytes(data: bytes) -> bytes:
+    """Under a generic MAC."""
+    return MAC_LABEL + data
+
+
+def release_bytes(
+    vm: str, key_version: int, generation: int, host: str, session: bytes, lease_expires: int, wrapped: bytes
+) -> bytes:
+    """Under the session's MAC key: what the host checks before it uses a released key. Expiry in Unix seconds."""
+    return (
+        RELEASE_LABEL
+        + field(vm.encode())
+        + key_version.to_bytes(4, "big")
+        + generation.to_bytes(8, "big")
+        + field(host.encode())
+        + field(session)
+        + lease_expires.to_bytes(8, "big")
+        + field(wrapped)
+    )

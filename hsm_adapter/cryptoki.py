@@ -1,0 +1,184 @@
+"""The one seam to the module's C functions: what python-pkcs11 can't do, or does at a third of the speed.
+
+cffi in ABI mode (no compiler at run time) over the same loaded module as python-pkcs11, hence over the same login:
+PKCS #11 keeps login state by process and token (v3.0 §2.5). Mechanisms, templates and buffers are built once;
+a call costs a microsecond over the module's own time. Not thread-safe, as the whole worker isn't.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import cffi
+
+from hsm_adapter import limits
+from hsm_adapter.errors import CryptokiError, Unusable
+
+# CK_FUNCTION_LIST in the order that PKCS #11 v2.40 pkcs11f.h fixes; later versions only append elsewhere.
+_FUNCTIONS: Final = """
+    Initialize Finalize GetInfo GetFunctionList GetSlotList GetSlotInfo GetTokenInfo GetMechanismList GetMechanismInfo
+    InitToken InitPIN SetPIN OpenSession CloseSession CloseAllSessions GetSessionInfo GetOperationState
+    SetOperationState Login Logout CreateObject CopyObject DestroyObject GetObjectSize GetAttributeValue
+    SetAttributeValue FindObjectsInit FindObjects FindObjectsFinal EncryptInit Encrypt EncryptUpdate EncryptFinal
+    DecryptInit Decrypt DecryptUpdate DecryptFinal DigestInit Digest DigestUpdate DigestKey DigestFinal SignInit Sign
+    SignUpdate SignFinal SignRecoverInit SignRecover VerifyInit Verify VerifyUpdate VerifyFinal VerifyRecoverInit
+    VerifyRecover DigestEncryptUpdate DecryptDigestUpdate SignEncryptUpdate DecryptVerifyUpdate GenerateKey
+    GenerateKeyPair WrapKey UnwrapKey DeriveKey SeedRandom GenerateRandom GetFunctionStatus CancelFunction
+    WaitForSlotEvent
+""".split()
+
+_ffi: Final = cffi.FFI()
+_ffi.cdef(
+    """
+    typedef unsigned char CK_BYTE;
+    typedef unsigned long CK_ULONG;
+    typedef struct { CK_ULONG type; void *pValue; CK_ULONG ulValueLen; } CK_ATTRIBUTE;
+    typedef struct { CK_ULONG mechanism; void *pParameter; CK_ULONG ulParameterLen; } CK_MECHANISM;
+    typedef struct { CK_ULONG hashAlg; CK_ULONG mgf; CK_ULONG source; void *pSourceData; CK_ULONG ulSourceDataLen; }
+        CK_RSA_PKCS_OAEP_PARAMS;
+    typedef CK_ULONG (*InitToken)(CK_ULONG slot, const CK_BYTE *pin, CK_ULONG pin_len, const CK_BYTE *label);
+    typedef CK_ULONG (*DestroyObject)(CK_ULONG session, CK_ULONG object);
+    typedef CK_ULONG (*SignInit)(CK_ULONG session, CK_MECHANISM *mechanism, CK_ULONG key);
+    typedef CK_ULONG (*Sign)(CK_ULONG session, const CK_BYTE *data, CK_ULONG data_len, CK_BYTE *out, CK_ULONG *len);
+    typedef CK_ULONG (*GenerateKey)(CK_ULONG session, CK_MECHANISM *, CK_ATTRIBUTE *, CK_ULONG count, CK_ULONG *key);
+    typedef CK_ULONG (*WrapKey)(CK_ULONG session, CK_MECHANISM *, CK_ULONG wrapping_key, CK_ULONG key, CK_BYTE *out,
+        CK_ULONG *len);
+    typedef CK_ULONG (*UnwrapKey)(CK_ULONG session, CK_MECHANISM *, CK_ULONG unwrapping_key, const CK_BYTE *wrapped,
+        CK_ULONG wrapped_len, CK_ATTRIBUTE *, CK_ULONG count, CK_ULONG *key);
+    """
+    f"typedef struct {{ CK_BYTE version[2]; void *function[{len(_FUNCTIONS)}]; }} CK_FUNCTION_LIST;"
+    "CK_ULONG C_GetFunctionList(CK_FUNCTION_LIST **list);"
+)
+
+CKR_OK: Final = 0
+
+
+class Mechanism:
+    """A CK_MECHANISM built once; ``keep`` holds what its parameter points to."""
+
+    __slots__ = ("keep", "pointer")
+
+    def __init__(self, number: int, parameter: Any = None) -> None:
+        self.keep = parameter
+        self.pointer = _ffi.new("CK_MECHANISM *")
+        self.pointer.mechanism = number
+        if parameter is not None:
+            self.pointer.pParameter = parameter
+            self.pointer.ulParameterLen = _ffi.sizeof(_ffi.typeof(parameter).item)
+
+
+def oaep(hash_mechanism: int, mgf: int) -> Mechanism:
+    """CKM_RSA_PKCS_OAEP (PKCS #11 v3.0 §2.1.8) with an empty label."""
+    specified = 1  # CKZ_DATA_SPECIFIED
+    parameter = _ffi.new("CK_RSA_PKCS_OAEP_PARAMS *", (hash_mechanism, mgf, specified, _ffi.NULL, 0))
+    return Mechanism(0x09, parameter)
+
+
+class Template:
+    """A CK_ATTRIBUTE array built once out of booleans and CK_ULONGs, the only kinds that key templates here need."""
+
+    __slots__ = ("count", "keep", "pointer")
+
+    def __init__(self, attributes: Mapping[int, bool | int]) -> None:
+        self.count = len(attributes)
+        self.pointer = _ffi.new("CK_ATTRIBUTE[]", self.count)
+        self.keep = [
+            _ffi.new("CK_BYTE *", value) if isinstance(value, bool) else _ffi.new("CK_ULONG *", value)
+            for value in attributes.values()
+        ]
+        for entry, number, value in zip(self.pointer, attributes, self.keep, strict=True):
+            entry.type, entry.pValue, entry.ulValueLen = number, value, _ffi.sizeof(_ffi.typeof(value).item)
+
+
+class Module:
+    """The module's function list. Loading a path that python-pkcs11 has loaded gives the same module again."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            self._library = _ffi.dlopen(path, _ffi.RTLD_NOW | _ffi.RTLD_LOCAL)
+            get_function_list = self._library.C_GetFunctionList
+        except (OSError, AttributeError) as error:
+            raise Unusable("hsm.module_missing", f"{path} is not a PKCS #11 module: {error}") from error
+        pointer = _ffi.new("CK_FUNCTION_LIST **")
+        if (rv := get_function_list(pointer)) != CKR_OK:
+            raise CryptokiError(rv, "C_GetFunctionList")
+        self._list = pointer[0]
+
+    def function(self, name: str) -> Any:
+        """The C function ``C_<name>``, typed by the typedef of the same name above."""
+        return _ffi.cast(name, self._list.function[_FUNCTIONS.index(name)])
+
+    def init_token(self, slot: int, so_pin: str, label: str) -> None:
+        """C_InitToken: erases the token in ``slot``, sets its label and the SO's PIN."""
+        pin, padded = so_pin.encode(), label.encode().ljust(limits.TOKEN_LABEL_BYTES)
+        if (rv := self.function("InitToken")(slot, pin, len(pin), padded)) != CKR_OK:
+            raise CryptokiError(rv, "C_InitToken")
+
+
+class Session:
+    """The hot calls on one open PKCS #11 session, which somebody else opened, logged in and will close.
+
+    Keys are object handles. Raises CryptokiError, naming the C function.
+    """
+
+    def __init__(self, module: Module, handle: int) -> None:
+        self._handle = handle
+        self._destroy = module.function("DestroyObject")
+        self._sign_init = module.function("SignInit")
+        self._sign = module.function("Sign")
+        self._generate = module.function("GenerateKey")
+        self._wrap = module.function("WrapKey")
+        self._unwrap = module.function("UnwrapKey")
+        self._hmac = Mechanism(0x251).pointer  # CKM_SHA256_HMAC, PKCS #11 v3.0 §2.22
+        # One buffer for every output: an RSA-2048 ciphertext is the longest. None of them is a secret in the clear.
+        self._out = _ffi.new("CK_BYTE[]", limits.RSA_MODULUS_BYTES)
+        self._out_view = _ffi.buffer(self._out)
+        self._length = _ffi.new("CK_ULONG *")
+        self._key = _ffi.new("CK_ULONG *")
+
+    def hmac(self, key: int, data: bytes) -> bytes:
+        """HMAC-SHA-256 of ``data``, 32 bytes."""
+        if rv := self._sign_init(self._handle, self._hmac, key):
+            raise CryptokiError(rv, "C_SignInit")
+        self._length[0] = limits.RSA_MODULUS_BYTES
+        if rv := self._sign(self._handle, data, len(data), self._out, self._length):
+            raise CryptokiError(rv, "C_Sign")
+        return self._taken()
+
+    def generate(self, mechanism: Mechanism, template: Template) -> int:
+        """A new secret key's handle."""
+        if rv := self._generate(self._handle, mechanism.pointer, template.pointer, template.count, self._key):
+            raise CryptokiError(rv, "C_GenerateKey")
+        return int(self._key[0])
+
+    def wrap(self, mechanism: Mechanism, wrapping_key: int, key: int) -> bytes:
+        """``key`` wrapped by ``wrapping_key``."""
+        self._length[0] = limits.RSA_MODULUS_BYTES
+        if rv := self._wrap(self._handle, mechanism.pointer, wrapping_key, key, self._out, self._length):
+            raise CryptokiError(rv, "C_WrapKey")
+        return self._taken()
+
+    def unwrap(self, mechanism: Mechanism, unwrapping_key: int, wrapped: bytes, template: Template) -> int:
+        """The handle of a new session object that holds the unwrapped key."""
+        rv = self._unwrap(
+            self._handle,
+            mechanism.pointer,
+            unwrapping_key,
+            wrapped,
+            len(wrapped),
+            template.pointer,
+            template.count,
+            self._key,
+        )
+        if rv:
+            raise CryptokiError(rv, "C_UnwrapKey")
+        return int(self._key[0])
+
+    def destroy(self, key: int) -> None:
+        """Destroy a session object."""
+        if rv := self._destroy(self._handle, key):
+            raise CryptokiError(rv, "C_DestroyObject")
+
+    def _taken(self) -> bytes:
+        return bytes(self._out_view[0 : self._length[0]])

@@ -1,0 +1,229 @@
+"""What crosses the worker's socket: operations and their results.
+
+A request's frame is ``[id, [operation, …]]``, its reply's ``[id, [result, …]]`` with one result for each operation,
+in order (framing.py). A result is what the operation's docstring names or an :class:`OperationError`. Every struct is
+an array of its fields in the order below; operations, results and so :class:`KeyRecord` start with their type's name.
+Requests on one connection are answered in order.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from hsm_adapter import limits
+
+Name = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARACTERS_MAX)]
+U32 = Annotated[int, Meta(ge=0, le=limits.U32_MAX)]
+U64 = Annotated[int, Meta(ge=0, le=limits.U64_MAX)]
+Version = Annotated[int, Meta(ge=1, le=limits.KEY_VERSION_MAX)]
+KeySize = Literal[32, 64]
+Attributes = Annotated[bytes, Meta(max_length=limits.ATTRIBUTES_BYTES_MAX)]
+SessionId = Annotated[bytes, Meta(min_length=limits.SESSION_ID_BYTES, max_length=limits.SESSION_ID_BYTES)]
+BindingName = Annotated[bytes, Meta(min_length=1, max_length=limits.BINDING_NAME_BYTES_MAX)]
+Wrapped = Annotated[bytes, Meta(max_length=limits.WRAPPED_BYTES_MAX)]
+MacBytes = Annotated[bytes, Meta(max_length=limits.MAC_BYTES)]
+Modulus = Annotated[bytes, Meta(min_length=limits.RSA_MODULUS_BYTES, max_length=limits.RSA_MODULUS_BYTES)]
+Data = Annotated[bytes, Meta(max_length=limits.DATA_BYTES_MAX)]
+RandomSize = Annotated[int, Meta(ge=1, le=limits.RANDOM_BYTES_MAX)]
+SigningKey = Literal["ca", "geo", "audit"]
+
+
+# ── records: made here, kept by the caller ─────────────────────────────────────────────────────────────────────
+
+
+class NewKey(Struct, frozen=True, array_like=True):
+    """A VM key to make. ``size`` in bytes; ``attributes`` are opaque here and bound by the record's MAC."""
+
+    vm: Name
+    key_version: U32
+    size: KeySize
+    attributes: Attributes
+
+
+class KeyRecord(Struct, frozen=True, array_like=True, tag=True):
+    """A VM key at rest: RFC 5649 wrap under KEK version ``kek``, HMAC-SHA-256 under record-mac version ``mac_key``.
+
+    Also a result, and so tagged wherever it stands.
+    """
+
+    vm: Name
+    key_version: U32
+    size: KeySize
+    attributes: Attributes
+    kek: Version
+    mac_key: Version
+    wrapped: Wrapped
+    mac: MacBytes
+
+
+class SessionRecord(Struct, frozen=True, array_like=True):
+    """A session's two keys at rest, for any worker of this token; tied to one host and its binding key's Name."""
+
+    session: SessionId
+    host: Name
+    binding_name: BindingName
+    kek: Version
+    mac_key: Version
+    wrapped_key: Wrapped
+    wrapped_mac_key: Wrapped
+    mac: MacBytes
+
+
+# ── operations ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class CreateKey(Struct, frozen=True, array_like=True, tag=True):
+    """Generate a VM key → :class:`KeyRecord`."""
+
+    key: NewKey
+
+
+class OpenSession(Struct, frozen=True, array_like=True, tag=True):
+    """Make a session's keys for the host whose binding key has this RSA-2048 public part → :class:`OpenedSession`."""
+
+    session: SessionId
+    host: Name
+    binding_name: BindingName
+    modulus: Modulus
+    exponent: U32
+
+
+class Rewrap(Struct, frozen=True, array_like=True, tag=True):
+    """Wrap a VM key for a session, and authenticate the release → :class:`Released`. Expiry in Unix seconds."""
+
+    record: KeyRecord
+    session: SessionRecord
+    generation: U64
+    lease_expires: U64
+
+
+class Mac(Struct, frozen=True, array_like=True, tag=True):
+    """HMAC-SHA-256 of labelled ``data`` under record-mac version ``mac_key`` (0: the current) → :class:`MacValue`."""
+
+    data: Data
+    mac_key: Annotated[int, Meta(ge=0, le=limits.KEY_VERSION_MAX)] = 0
+
+
+class Sign(Struct, frozen=True, array_like=True, tag=True):
+    """ECDSA P-256 with SHA-256 (``ca``, ``geo``) or Ed25519 (``audit``) over ``data`` → :class:`Signature`."""
+
+    key: SigningKey
+    data: Data
+
+
+class Random(Struct, frozen=True, array_like=True, tag=True):
+    """``size`` bytes of the token's generator → :class:`RandomBytes`."""
+
+    size: RandomSize
+
+
+class SelfTest(Struct, frozen=True, array_like=True, tag=True):
+    """Run the self-test now → :class:`SelfTestResult`."""
+
+
+class Ping(Struct, frozen=True, array_like=True, tag=True):
+    """Ask for the worker's health without touching the token → :class:`Pong`."""
+
+
+class Describe(Struct, frozen=True, array_like=True, tag=True):
+    """Look the token over again, new key versions included → :class:`Description`."""
+
+
+Operation = CreateKey | OpenSession | Rewrap | Mac | Sign | Random | SelfTest | Ping | Describe
+
+
+# ── results ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class OpenedSession(Struct, frozen=True, array_like=True, tag=True):
+    """``encapsulated_key``: RSA-OAEP (``oaep_hash``, empty label) of the session key; ``wrapped_mac_key``: RFC 5649
+    wrap of the MAC key under the session key. Both for the host; ``record`` is for the caller."""
+
+    record: SessionRecord
+    encapsulated_key: bytes
+    oaep_hash: str
+    wrapped_mac_key: bytes
+
+
+class Released(Struct, frozen=True, array_like=True, tag=True):
+    """RFC 5649 wrap of the VM key under the session key; HMAC-SHA-256 of the release under the session's MAC key."""
+
+    wrapped: bytes
+    mac: bytes
+
+
+class MacValue(Struct, frozen=True, array_like=True, tag=True):
+    """32 bytes of HMAC-SHA-256, and which record-mac version made them."""
+
+    mac_key: int
+    mac: bytes
+
+
+class Signature(Struct, frozen=True, array_like=True, tag=True):
+    """DER ECDSA-Sig-Value (RFC 3279 §2.2.3), or 64 raw bytes (RFC 8032 §5.1.6) for ``audit``."""
+
+    signature: bytes
+
+
+class RandomBytes(Struct, frozen=True, array_like=True, tag=True):
+    """Bytes of the token's generator."""
+
+    data: bytes
+
+
+class SelfTestResult(Struct, frozen=True, array_like=True, tag=True):
+    """``known_answer``: "rfc5649", or "length" on tokens that import no test key. ``kek_check_values``: by version,
+    CKA_CHECK_VALUE where the token gives it; a caller that keeps them notices another KEK after a restart."""
+
+    passed: bool
+    reason: str
+    known_answer: str
+    kek_check_values: dict[int, bytes]
+
+
+class Pong(Struct, frozen=True, array_like=True, tag=True):
+    """``reason`` is "" or ``code: detail``; ``operations`` counts since the process started."""
+
+    healthy: bool
+    reason: str
+    operations: int
+    pid: int
+
+
+class Description(Struct, frozen=True, array_like=True, tag=True):
+    """What the worker found. ``oaep_hash``: "sha256" or "sha1"; ``public_keys``: SubjectPublicKeyInfo DER by name."""
+
+    module: str
+    manufacturer: str
+    token_label: str
+    serial: str
+    firmware: str
+    oaep_hash: str
+    key_wrap: str
+    kek_versions: tuple[int, ...]
+    mac_key_versions: tuple[int, ...]
+    public_keys: dict[str, bytes]
+
+
+class OperationError(Struct, frozen=True, array_like=True, tag=True):
+    """The operation changed nothing. ``retryable``: it may succeed later, or on another worker now."""
+
+    code: str
+    detail: str
+    retryable: bool
+
+
+Result = (
+    KeyRecord
+    | OpenedSession
+    | Released
+    | MacValue
+    | Signature
+    | RandomBytes
+    | SelfTestResult
+    | Pong
+    | Description
+    | OperationError
+)
