@@ -29,13 +29,14 @@ class ExpectedHost(Record, frozen=True):
 
 
 class PendingEnrolment(Record, frozen=True):
-    """Between MakeCredential and its proof. Only the digest of the secret is kept."""
+    """Between MakeCredential and its proof: travels to the host and back under the HSM's MAC. Only the digest of the
+    secret is in it."""
 
     host: str
     ek_digest: bytes
     ek_trust: EkTrust
     ak_public: bytes
-    csr: bytes
+    tls_public: bytes
     secret_digest: bytes
     expires_at: int
 
@@ -53,6 +54,12 @@ class EnrolledHost(Record, frozen=True):
     decided_by: str = ""
     decided_at: int = 0
     why: str = ""
+
+
+class EkOwner(Record, frozen=True):
+    """Which host an EK belongs to: one TPM enrols under one name."""
+
+    host: str
 
 
 class Principal(Record, frozen=True):

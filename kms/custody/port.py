@@ -1,0 +1,70 @@
+"""What flows may ask of the HSM. Every operation is safe to repeat on another worker: a repeated ``create_keys`` makes
+keys that nobody stores, the others change nothing in the token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from hsm_adapter.protocol import (
+    Description,
+    KeyRecord,
+    MacValue,
+    NewKey,
+    OpenedSession,
+    OpenSession,
+    OperationError,
+    Released,
+    Rewrap,
+    SessionRecord,
+)
+
+__all__ = [
+    "Custody",
+    "Description",
+    "KeyRecord",
+    "MacValue",
+    "NewKey",
+    "OpenSession",
+    "OpenedSession",
+    "OperationError",
+    "Released",
+    "Rewrap",
+    "SessionRecord",
+    "WorkerHealth",
+]
+
+SigningKey = Literal["ca", "geo", "audit"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerHealth:
+    """One HSM worker as its client sees it; ``reason`` is empty when it is healthy."""
+
+    worker: str
+    healthy: bool
+    reason: str
+
+
+class Custody(Protocol):
+    """Raises kms.errors.Unavailable (``hsm.*``) when no worker answers within the deadline; a plural operation's single
+    failure comes back in its place."""
+
+    async def create_keys(self, keys: Sequence[NewKey]) -> list[KeyRecord | OperationError]: ...
+
+    async def open_session(self, request: OpenSession) -> OpenedSession: ...
+
+    async def rewrap(self, requests: Sequence[Rewrap]) -> list[Released | OperationError]: ...
+
+    async def mac(self, data: Sequence[bytes], mac_keys: Sequence[int] = ()) -> list[MacValue]:
+        """HMAC of each; ``mac_keys`` names the key version of each, none of them means the current one."""
+        ...
+
+    async def sign(self, key: SigningKey, data: bytes) -> bytes: ...
+
+    async def random(self, size: int) -> bytes: ...
+
+    async def describe(self) -> Description: ...
+
+    async def health(self) -> tuple[WorkerHealth, ...]: ...

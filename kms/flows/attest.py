@@ -1,0 +1,233 @@
+"""Attestation: evidence in, appraisal and session out. A nonce is used up whatever the verdict; a bad verdict ends the
+host's session in the same commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from keypeer.wire.canonical import qualifying_data
+from keypeer.wire.encoding import b64decode, b64encode
+from keypeer.wire.messages import AttestRequest, AttestResult, SessionGrant
+from kms import limits, nonces
+from kms.audit.record import flat
+from kms.custody.port import OpenSession
+from kms.domain import AttestationSession, EnrolledHost, GeoFacts, OutstandingNonces, Refusal
+from kms.errors import Refused
+from kms.evidence.appraise import Appraisal, Untrusted, appraise
+from kms.evidence.model import BindingEvidence, Evidence, Expectations, GeoEvidence
+from kms.flows.context import Caller, Context, conflict, host_refusal, unknown_host
+from kms.records import BASELINES, GEO_TAGS, HOSTS, NONCES, REFUSALS, SESSIONS, Loaded
+from kms.store.port import Check
+from kms.views import appraisal_view
+
+_ACTION = "host.attest"
+_encode = msgspec.msgpack.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What was read for one exchange; the commit checks that it still holds."""
+
+    host: Loaded[EnrolledHost]
+    nonces: Loaded[OutstandingNonces] | None
+    session: Loaded[AttestationSession] | None
+
+    def checks(self, name: str) -> list[Check]:
+        return [
+            self.host.check,
+            self.nonces.check if self.nonces else Check(NONCES.key(name), 0),
+            self.session.check if self.session else Check(SESSIONS.key(name), 0),
+        ]
+
+
+async def attest(ctx: Context, caller: Caller, request: AttestRequest) -> AttestResult:
+    """Appraises the evidence; raises Refused ``attestation.refused`` with every reason when it isn't good."""
+    evidence, nonce = _evidence(request), b64decode(request.nonce, "nonce")
+    for _ in range(limits.RELEASE_ATTEMPTS_MAX):
+        result = await _once(ctx, caller, request, evidence, nonce)
+        if result is not None:
+            return result
+    raise conflict()
+
+
+async def _once(
+    ctx: Context, caller: Caller, request: AttestRequest, evidence: Evidence, nonce: bytes
+) -> AttestResult | None:
+    now = ctx.now()
+    state = await _read(ctx, caller)
+    try:
+        left = nonces.use(state.nonces.value if state.nonces else nonces.EMPTY, nonce, caller.name, now)
+    except Refused as error:
+        raise await ctx.refuse(caller, _ACTION, error, host=caller.name) from None
+    verdict = appraise(evidence, await _expectations(ctx, caller, state, request), now)
+    if isinstance(verdict, Untrusted):
+        return await _refuse(ctx, caller, state, left, verdict)
+    return await _grant(ctx, caller, state, left, verdict, request)
+
+
+async def _read(ctx: Context, caller: Caller) -> _State:
+    host = await ctx.records.load(HOSTS, caller.name)
+    error = host_refusal(host.value if host else None, caller)
+    if error is not None or host is None:
+        raise await ctx.refuse(caller, _ACTION, error or unknown_host(caller.name), host=caller.name)
+    return _State(host, await ctx.records.load(NONCES, caller.name), await ctx.records.load(SESSIONS, caller.name))
+
+
+async def _expectations(ctx: Context, caller: Caller, state: _State, request: AttestRequest) -> Expectations:
+    host, session = state.host.value, state.session.value if state.session else None
+    tag = await ctx.records.load(GEO_TAGS, host.host)
+    return Expectations(
+        host=host.host,
+        ek_digest=host.ek_digest,
+        ak_public=host.ak_public,
+        qualifying_data=qualifying_data(
+            nonce=b64decode(request.nonce, "nonce"),
+            host=host.host,
+            client_certificate=caller.certificate,
+            binding_name=b64decode(request.binding_name, "binding_name"),
+            purpose=request.purpose,
+        ),
+        bank=ctx.profile.bank,
+        quote_pcrs=frozenset(ctx.profile.quote_pcrs),
+        binding_pcrs=ctx.profile.binding_pcrs,
+        baselines=tuple(loaded.value for loaded in await ctx.records.all(BASELINES)),
+        geo_public_key=ctx.geo_key,
+        current_tag=tag.value.tag if tag else None,
+        known_binding=session.binding if session else None,
+        previous=session.appraisal.counters if session else None,
+    )
+
+
+async def _refuse(
+    ctx: Context, caller: Caller, state: _State, left: OutstandingNonces, verdict: Untrusted
+) -> AttestResult | None:
+    error = Refused(
+        "attestation.refused",
+        f"host {caller.name}'s evidence is not good: " + "; ".join(reason.id for reason in verdict.reasons),
+        hint=verdict.reasons[0].mend,
+        reasons=verdict.reasons,
+    )
+    note = Refusal(at=ctx.now(), reasons=flat(verdict.reasons))
+    puts = await ctx.records.seal([(NONCES, caller.name, left), (REFUSALS, caller.name, note)])
+    entry = ctx.entry(caller, _ACTION, "refused", host=caller.name, error=error)
+    deletes = [SESSIONS.key(caller.name)]
+    if await ctx.try_commit(checks=state.checks(caller.name), puts=puts, deletes=deletes, entries=[entry]):
+        raise error
+    return None
+
+
+async def _grant(
+    ctx: Context,
+    caller: Caller,
+    state: _State,
+    left: OutstandingNonces,
+    verdict: Appraisal,
+    request: AttestRequest,
+) -> AttestResult | None:
+    now = ctx.now()
+    session = await _session(ctx, caller, state.session.value if state.session else None, verdict, now)
+    nonce = ctx.random(limits.NONCE_BYTES)
+    puts = await ctx.records.seal(
+        [(NONCES, caller.name, nonces.issue(left, nonce, now)), (SESSIONS, caller.name, session)]
+    )
+    facts = verdict.facts
+    entry = ctx.entry(
+        caller,
+        _ACTION,
+        "granted",
+        host=caller.name,
+        facts={
+            "session": session.session.hex(),
+            "country": facts.geo.country if facts.geo else "",
+            "baselines": list(facts.baselines),
+            "pcr_digest": facts.pcr_digest.hex(),
+            "reset_count": facts.counters.reset_count,
+        },
+    )
+    deletes = [REFUSALS.key(caller.name)]
+    if not await ctx.try_commit(checks=state.checks(caller.name), puts=puts, deletes=deletes, entries=[entry]):
+        return None
+    return AttestResult(
+        appraisal=appraisal_view(facts),
+        session=_grant_view(session),
+        next_challenge=ctx.challenge(nonce, request.purpose),
+    )
+
+
+async def _session(
+    ctx: Context, caller: Caller, known: AttestationSession | None, verdict: Appraisal, now: int
+) -> AttestationSession:
+    """The host's session: extended when boot, binding key and certificate are the same, else a new one."""
+    expires_at = _expiry(verdict.facts.geo, now)
+    if (
+        known is not None
+        and known.binding == verdict.binding
+        and known.certificate_sha256 == caller.certificate_sha256
+        and known.expires_at > now
+    ):
+        return msgspec.structs.replace(known, appraisal=verdict.facts, expires_at=expires_at)
+    opened = await ctx.custody.open_session(
+        OpenSession(
+            session=ctx.random(limits.SESSION_ID_BYTES),
+            host=caller.name,
+            binding_name=verdict.binding.name,
+            modulus=verdict.binding.modulus,
+            exponent=verdict.binding.exponent,
+        )
+    )
+    return AttestationSession(
+        session=opened.record.session,
+        host=caller.name,
+        certificate_sha256=caller.certificate_sha256,
+        binding=verdict.binding,
+        appraisal=verdict.facts,
+        expires_at=expires_at,
+        custody=_encode(opened.record),
+        encapsulated_key=opened.encapsulated_key,
+        oaep_hash="sha256" if opened.oaep_hash == "sha256" else "sha1",
+        wrapped_mac_key=opened.wrapped_mac_key,
+    )
+
+
+def _expiry(geo: GeoFacts | None, now: int) -> int:
+    # A session never outlives the tag that it was granted on.
+    expires_at = now + limits.SESSION_LIFE_S
+    return min(expires_at, geo.expires_at) if geo else expires_at
+
+
+def _grant_view(session: AttestationSession) -> SessionGrant:
+    return SessionGrant(
+        session=b64encode(session.session),
+        expires_at=session.expires_at,
+        binding_name=b64encode(session.binding.name),
+        encapsulated_key=b64encode(session.encapsulated_key),
+        oaep_hash=session.oaep_hash,
+        wrapped_mac_key=b64encode(session.wrapped_mac_key),
+    )
+
+
+def _evidence(request: AttestRequest) -> Evidence:
+    geo, binding = request.geo, request.binding
+    return Evidence(
+        quote_attest=b64decode(request.quote.attest, "quote.attest"),
+        quote_signature=b64decode(request.quote.signature, "quote.signature"),
+        pcr_values=b64decode(request.pcr_values, "pcr_values"),
+        binding_name=b64decode(request.binding_name, "binding_name"),
+        geo=None
+        if geo is None
+        else GeoEvidence(
+            statement=b64decode(geo.tag.statement, "geo.tag.statement"),
+            tag_signature=b64decode(geo.tag.signature, "geo.tag.signature"),
+            attest=b64decode(geo.certified.attest, "geo.certified.attest"),
+            signature=b64decode(geo.certified.signature, "geo.certified.signature"),
+        ),
+        binding=None
+        if binding is None
+        else BindingEvidence(
+            public=b64decode(binding.public, "binding.public"),
+            attest=b64decode(binding.certified.attest, "binding.certified.attest"),
+            signature=b64decode(binding.certified.signature, "binding.certified.signature"),
+        ),
+    )

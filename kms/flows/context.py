@@ -1,0 +1,205 @@
+"""What every flow is handed, and the two ways a flow ends: a commit with its audit entry, or a refusal with its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Literal
+
+from keypeer.wire.encoding import b64encode
+from keypeer.wire.messages import Challenge, Purpose
+from keypeer.wire.profile import GEO_NV_INDEX
+from kms import limits
+from kms.audit.record import AuditRecord, Outcome, encode_record, flat
+from kms.custody.port import Custody
+from kms.domain import EnrolledHost, Role
+from kms.errors import KeypeerError, NotFound, Refused, Unavailable
+from kms.evidence.ek import VendorCas
+from kms.records import HOSTS, Loaded, Records
+from kms.store.port import Check, Commit, Committed, Conflict, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, by the client certificate that TLS verified; ``certificate`` is its DER."""
+
+    role: Role
+    name: str
+    certificate: bytes
+    certificate_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationProfile:
+    """Which PCRs hosts quote and bind to."""
+
+    bank: Literal["sha256", "sha384"]
+    quote_pcrs: tuple[int, ...]
+    binding_pcrs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The service's parts. ``clock`` gives Unix seconds, ``random`` so many bytes from the system's generator."""
+
+    store: Store
+    records: Records
+    custody: Custody
+    clock: Callable[[], float]
+    random: Callable[[int], bytes]
+    profile: AttestationProfile
+    vendor_cas: VendorCas
+    ca: bytes
+    geo_key: bytes
+
+    def now(self) -> int:
+        """The time, in whole Unix seconds."""
+        return int(self.clock())
+
+    def challenge(self, nonce: bytes, purpose: Purpose) -> Challenge:
+        """The challenge that carries a nonce issued now."""
+        return Challenge(
+            nonce=b64encode(nonce),
+            purpose=purpose,
+            expires_at=self.now() + limits.NONCE_LIFE_S,
+            bank=self.profile.bank,
+            quote_pcrs=self.profile.quote_pcrs,
+            binding_pcrs=self.profile.binding_pcrs,
+            geo_nv_index=GEO_NV_INDEX,
+        )
+
+    def entry(
+        self,
+        caller: Caller | None,
+        action: str,
+        outcome: Outcome,
+        *,
+        host: str = "",
+        vm: str = "",
+        error: KeypeerError | None = None,
+        facts: dict[str, str | int | bool | list[str]] | None = None,
+    ) -> bytes:
+        """The audit entry of one decision, ready to commit. ``error`` gives a refusal's code and reasons."""
+        return encode_record(
+            AuditRecord(
+                time=self.clock(),
+                action=action,
+                outcome=outcome,
+                actor=caller.name if caller else "",
+                role=caller.role if caller else "",
+                host=host,
+                vm=vm,
+                code=error.code if error else "",
+                reasons=flat(error.reasons) if error else (),
+                facts=facts or {},
+            )
+        )
+
+    async def try_commit(
+        self,
+        *,
+        checks: Sequence[Check] = (),
+        puts: Sequence[tuple[bytes, bytes]] = (),
+        deletes: Sequence[bytes] = (),
+        entries: Sequence[bytes],
+    ) -> bool:
+        """Whether the change is durable now; False when another change came first and nothing was applied."""
+        outcome = await self.store.commit(Commit(checks=checks, puts=puts, deletes=deletes, entries=entries))
+        if isinstance(outcome, Committed):
+            return True
+        if isinstance(outcome, Conflict):
+            return False
+        raise Unavailable(
+            "store.unknown",
+            "the store didn't say whether the change was kept",
+            hint="read the state before you try again",
+        )
+
+    async def commit(
+        self,
+        *,
+        checks: Sequence[Check] = (),
+        puts: Sequence[tuple[bytes, bytes]] = (),
+        deletes: Sequence[bytes] = (),
+        entries: Sequence[bytes],
+    ) -> None:
+        """As ``try_commit``, for changes whose caller decides what to do about a conflict: 409 ``store.conflict``."""
+        if not await self.try_commit(checks=checks, puts=puts, deletes=deletes, entries=entries):
+            raise conflict()
+
+    async def refuse(
+        self, caller: Caller | None, action: str, error: KeypeerError, *, host: str = "", vm: str = ""
+    ) -> KeypeerError:
+        """Writes the refusal's audit entry, durable, and gives ``error`` back to be raised."""
+        await self.commit(entries=[self.entry(caller, action, "refused", host=host, vm=vm, error=error)])
+        return error
+
+    async def approved_host(self, caller: Caller, action: str) -> Loaded[EnrolledHost]:
+        """The calling host's record; refuses a host that isn't approved or whose certificate was replaced."""
+        loaded = await self.records.load(HOSTS, caller.name)
+        error = host_refusal(loaded.value if loaded else None, caller)
+        if error is not None or loaded is None:
+            raise await self.refuse(caller, action, error or unknown_host(caller.name), host=caller.name)
+        return loaded
+
+    async def only_itself(self, caller: Caller, host: str) -> None:
+        """Lets a host read about itself alone, pending or not; staff may read about any."""
+        if caller.role != "host":
+            return
+        loaded = await self.records.load(HOSTS, caller.name)
+        error = host_refusal(loaded.value if loaded else None, caller)
+        if error is not None and error.code != "host.not_approved":
+            raise await self.refuse(caller, "host.show", error, host=caller.name)
+        if caller.name != host:
+            raise await self.refuse(
+                caller,
+                "host.show",
+                Refused("auth.other_host", f"host {caller.name} may not read about {host}", hint="ask about itself"),
+                host=caller.name,
+            )
+
+
+def host_refusal(host: EnrolledHost | None, caller: Caller) -> KeypeerError | None:
+    """Why the calling host may not act, or None when it may."""
+    if host is None:
+        return unknown_host(caller.name)
+    if host.certificate_sha256 != caller.certificate_sha256:
+        return Refused(
+            "auth.certificate_replaced",
+            f"host {host.host} has enrolled again since this certificate was issued",
+            hint="use the certificate of the last enrolment",
+        )
+    if host.status == "revoked":
+        return Refused(
+            "host.revoked",
+            f"host {host.host} was revoked by {host.decided_by}: {host.why}",
+            hint="an officer approves it again (keypeer host approve)",
+        )
+    if host.status == "pending":
+        return Refused(
+            "host.not_approved",
+            f"host {host.host} waits for an officer",
+            hint=f"an officer compares the EK digest and runs: keypeer host approve {host.host}",
+        )
+    return None
+
+
+def unknown_host(name: str) -> NotFound:
+    """No such host."""
+    return NotFound("host.unknown", f"no host {name} is enrolled", hint="enrol it (keypeer agent enrol)")
+
+
+def unknown_vm(name: str) -> NotFound:
+    """No such VM."""
+    return NotFound("vm.unknown", f"no VM {name} has a key here", hint="create it (keypeer vm create)")
+
+
+def conflict() -> KeypeerError:
+    """Another change came first."""
+    return KeypeerError(
+        "store.conflict",
+        "another change came first; nothing was changed by this one",
+        hint="read the state and try again",
+        status=HTTPStatus.CONFLICT,
+    )

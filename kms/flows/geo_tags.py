@@ -1,0 +1,74 @@
+"""Geo-tags: an officer states where a host stands, the HSM signs, the host's agent locks the digest into its TPM."""
+
+from __future__ import annotations
+
+from keypeer.wire.canonical import geo_tag_preimage
+from keypeer.wire.geo import GeoTagStatement, encode_statement
+from keypeer.wire.messages import GeoTagPage, GeoTagView, IssueGeoTag
+from kms.domain import StoredGeoTag
+from kms.errors import NotFound
+from kms.flows.context import Caller, Context, unknown_host
+from kms.records import GEO_TAGS, HOSTS
+from kms.store.port import Check
+from kms.views import geo_tag_view
+
+TAG_ID_BYTES = 8  # bytes; distinguishes a host's tags, no secret
+
+
+async def issue(ctx: Context, caller: Caller, host: str, request: IssueGeoTag) -> GeoTagView:
+    """Signs a new tag for an enrolled host; it supersedes the one before at once."""
+    enrolled = await ctx.records.load(HOSTS, host)
+    if enrolled is None:
+        raise unknown_host(host)
+    now = ctx.now()
+    statement = encode_statement(
+        GeoTagStatement(
+            tag=ctx.random(TAG_ID_BYTES).hex(),
+            host=host,
+            ek=enrolled.value.ek_digest.hex(),
+            country=request.country,
+            place=request.place,
+            latitude=request.latitude,
+            longitude=request.longitude,
+            source=request.source,
+            issued_at=now,
+            expires_at=now + request.valid,
+        )
+    )
+    return await _store(ctx, caller, host, statement, enrolled.check)
+
+
+async def _store(ctx: Context, caller: Caller, host: str, statement: bytes, host_check: Check) -> GeoTagView:
+    signature = await ctx.custody.sign("geo", geo_tag_preimage(statement))
+    view = geo_tag_view(StoredGeoTag(host, "", statement, signature))
+    stored = StoredGeoTag(host, view.geo.tag, statement, signature)
+    known = await ctx.records.load(GEO_TAGS, host)
+    facts: dict[str, str | int | bool | list[str]] = {
+        "tag": view.geo.tag,
+        "country": view.geo.country,
+        "place": view.geo.place,
+        "source": view.geo.source,
+        "expires_at": view.geo.expires_at,
+    }
+    await ctx.commit(
+        checks=[host_check, known.check if known else Check(GEO_TAGS.key(host), 0)],
+        puts=await ctx.records.seal([(GEO_TAGS, host, stored)]),
+        entries=[ctx.entry(caller, "geo-tag.issue", "done", host=host, facts=facts)],
+    )
+    return view
+
+
+async def show(ctx: Context, host: str) -> GeoTagView:
+    """The host's current tag."""
+    stored = await ctx.records.load(GEO_TAGS, host)
+    if stored is None:
+        raise NotFound(
+            "geo.missing", f"host {host} has no geo-tag", hint=f"an officer runs: keypeer geo-tag issue --host {host} …"
+        )
+    return geo_tag_view(stored.value)
+
+
+async def page(ctx: Context, after: str, limit: int) -> GeoTagPage:
+    """Current tags in the order of their hosts' names."""
+    items = tuple(geo_tag_view(tag.value) for tag in await ctx.records.page(GEO_TAGS, after, limit))
+    return GeoTagPage(items=items, next=items[-1].host if len(items) == limit else None)

@@ -1,0 +1,84 @@
+"""Hosts as officers see them: expect, approve, revoke, show."""
+
+from __future__ import annotations
+
+import msgspec
+
+from keypeer.wire.messages import ExpectHost, HostPage, HostView, RevokeHost
+from kms.domain import EnrolledHost, ExpectedHost, HostStatus
+from kms.flows.context import Caller, Context, unknown_host
+from kms.records import EXPECTED, GEO_TAGS, HOSTS, REFUSALS, SESSIONS, Loaded
+from kms.store.port import Check
+from kms.views import host_view
+
+
+async def expect(ctx: Context, caller: Caller, request: ExpectHost) -> None:
+    """Puts an EK on the inventory under a host name."""
+    known = await ctx.records.load(EXPECTED, request.ek_digest)
+    record = ExpectedHost(request.host, bytes.fromhex(request.ek_digest), caller.name, ctx.now())
+    puts = await ctx.records.seal([(EXPECTED, request.ek_digest, record)])
+    entry = ctx.entry(caller, "host.expect", "done", host=request.host, facts={"ek_digest": request.ek_digest})
+    check = known.check if known else Check(EXPECTED.key(request.ek_digest), 0)
+    await ctx.commit(checks=[check], puts=puts, entries=[entry])
+
+
+async def approve(ctx: Context, caller: Caller, host: str) -> HostView:
+    """Lets an enrolled host attest."""
+    return await _decide(ctx, caller, host, "approved", "")
+
+
+async def revoke(ctx: Context, caller: Caller, host: str, request: RevokeHost) -> HostView:
+    """Ends a host's session and its right to attest, in one commit."""
+    return await _decide(ctx, caller, host, "revoked", request.why)
+
+
+async def _decide(ctx: Context, caller: Caller, name: str, status: HostStatus, why: str) -> HostView:
+    host = await _load(ctx, name)
+    decided: EnrolledHost = msgspec.structs.replace(
+        host.value, status=status, decided_by=caller.name, decided_at=ctx.now(), why=why
+    )
+    action = "host.approve" if status == "approved" else "host.revoke"
+    await ctx.commit(
+        checks=[host.check],
+        puts=await ctx.records.seal([(HOSTS, name, decided)]),
+        deletes=[SESSIONS.key(name)] if status == "revoked" else [],
+        entries=[ctx.entry(caller, action, "done", host=name, facts={"why": why} if why else None)],
+    )
+    return await show(ctx, name)
+
+
+async def show(ctx: Context, name: str) -> HostView:
+    """One host with its tag, session and last refusal."""
+    host = await _load(ctx, name)
+    return (await _views(ctx, [host]))[0]
+
+
+async def page(ctx: Context, after: str, limit: int) -> HostPage:
+    """Hosts in the order of their names."""
+    hosts = await ctx.records.page(HOSTS, after, limit)
+    items = tuple(await _views(ctx, hosts))
+    return HostPage(items=items, next=items[-1].host if len(items) == limit else None)
+
+
+async def _load(ctx: Context, name: str) -> Loaded[EnrolledHost]:
+    host = await ctx.records.load(HOSTS, name)
+    if host is None:
+        raise unknown_host(name)
+    return host
+
+
+async def _views(ctx: Context, hosts: list[Loaded[EnrolledHost]]) -> list[HostView]:
+    names = [host.value.host for host in hosts]
+    read = ctx.store.get_many
+    tags = await ctx.records.open(GEO_TAGS, await read([GEO_TAGS.key(name) for name in names]))
+    sessions = await ctx.records.open(SESSIONS, await read([SESSIONS.key(name) for name in names]))
+    refusals = await ctx.records.open(REFUSALS, await read([REFUSALS.key(name) for name in names]))
+    return [
+        host_view(
+            host.value,
+            tag.value if tag else None,
+            session.value if session else None,
+            refusal.value if refusal else None,
+        )
+        for host, tag, session, refusal in zip(hosts, tags, sessions, refusals, strict=True)
+    ]

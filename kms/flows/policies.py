@@ -1,0 +1,101 @@
+"""Policies: put, show, list, and the dry run of a release."""
+
+from __future__ import annotations
+
+import msgspec
+
+from keypeer.wire.messages import Explanation, PolicyDocument, PolicyPage, PolicyView
+from kms.domain import AppraisalFacts, AttestationSession, StoredPolicy
+from kms.errors import NotFound, Reason
+from kms.flows.context import Caller, Context, unknown_host, unknown_vm
+from kms.keys.leases import refuse_lease
+from kms.policy.decide import decide
+from kms.policy.model import compile_policy
+from kms.records import HOSTS, LEASES, POLICIES, SESSIONS, decode_vm, load_policy, vm_key
+from kms.store.port import Check
+from kms.views import key_attributes, policy_view, reason_view
+
+
+async def put(ctx: Context, caller: Caller, name: str, document: PolicyDocument) -> PolicyView:
+    """Stores a valid policy; it is in force for the next release."""
+    compile_policy(name, document)
+    stored = StoredPolicy(name, msgspec.json.encode(document), ctx.now(), caller.name)
+    known = await ctx.records.load(POLICIES, name)
+    facts: dict[str, str | int | bool | list[str]] = {"policy": name, "document": stored.document.decode()}
+    await ctx.commit(
+        checks=[known.check if known else Check(POLICIES.key(name), 0)],
+        puts=await ctx.records.seal([(POLICIES, name, stored)]),
+        entries=[ctx.entry(caller, "policy.put", "done", facts=facts)],
+    )
+    return policy_view(stored)
+
+
+async def show(ctx: Context, name: str) -> PolicyView:
+    """One policy."""
+    stored = await ctx.records.load(POLICIES, name)
+    if stored is None:
+        raise unknown_policy(name)
+    return policy_view(stored.value)
+
+
+async def page(ctx: Context, after: str, limit: int) -> PolicyPage:
+    """Policies in the order of their names."""
+    items = tuple(policy_view(policy.value) for policy in await ctx.records.page(POLICIES, after, limit))
+    return PolicyPage(items=items, next=items[-1].name if len(items) == limit else None)
+
+
+async def explain(ctx: Context, vm: str, host: str) -> Explanation:
+    """What a release of ``vm`` to ``host`` would be answered now, with every reason; changes nothing."""
+    item = await ctx.store.get(vm_key(vm))
+    if item is None:
+        raise unknown_vm(vm)
+    enrolled = await ctx.records.load(HOSTS, host)
+    if enrolled is None:
+        raise unknown_host(host)
+    record = decode_vm(item.value)
+    name = key_attributes(record).policy
+    policy = await load_policy(ctx.records, name)
+    if policy is None:
+        raise unknown_policy(name)
+    now = ctx.now()
+    session = await ctx.records.load(SESSIONS, host)
+    lease = await ctx.records.load(LEASES, vm)
+    reasons: list[Reason] = []
+    if enrolled.value.status != "approved":
+        reasons.append(_not_approved(host, enrolled.value.status))
+    if session is None or session.value.expires_at <= now:
+        reasons.append(_no_session(host))
+    if session is not None:
+        reasons += decide(policy.value, session.value.appraisal, now)
+    reasons += refuse_lease(lease.value if lease else None, host, vm, now)
+    appraisal = _appraisal(session.value if session else None)
+    return Explanation(
+        vm=vm,
+        host=host,
+        policy=name,
+        allow=not reasons,
+        country=appraisal.geo.country if appraisal and appraisal.geo else None,
+        reasons=tuple(reason_view(reason) for reason in reasons),
+    )
+
+
+def unknown_policy(name: str) -> NotFound:
+    """No such policy."""
+    return NotFound("policy.unknown", f"no policy {name} is known", hint="put it (keypeer policy put)")
+
+
+def _appraisal(session: AttestationSession | None) -> AppraisalFacts | None:
+    return session.appraisal if session else None
+
+
+def _no_session(host: str) -> Reason:
+    return Reason(
+        "session.none",
+        "a live attestation session",
+        f"host {host} has none",
+        "the host attests (keypeer agent attest); keypeer host show tells why it was last refused",
+    )
+
+
+def _not_approved(host: str, status: str) -> Reason:
+    return Reason("host.not_approved", "an approved host", f"host {host} is {status}", f"keypeer host approve {host}")

@@ -1,0 +1,248 @@
+"""Release: a VM key to a live session, one or ten thousand at once.
+
+The checks, in order: the session is live and its certificate the caller's; the VM has a key; its policy allows this
+appraisal now; the lease table lets this host own the VM. Leases and audit entries are durable before the answer leaves,
+and the commit checks that session, host, policies, keys and leases are still those that were read, so a revocation that
+comes first wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from keypeer.wire.encoding import b64decode, b64encode
+from keypeer.wire.messages import Release
+from kms import limits
+from kms.custody.port import KeyRecord, OperationError, Released, Rewrap, SessionRecord
+from kms.domain import AttestationSession, EnrolledHost, Lease
+from kms.errors import KeypeerError, Reason, Refused, Unavailable
+from kms.flows.context import Caller, Context, conflict, host_refusal, unknown_host, unknown_vm
+from kms.keys.leases import grant_lease, refuse_lease
+from kms.policy.decide import decide
+from kms.policy.model import Policy
+from kms.records import HOSTS, LEASES, SESSIONS, Loaded, decode_vm, load_policy, vm_key
+from kms.store.port import Check, Item
+from kms.views import key_attributes
+
+_ACTION = "key.release"
+_session_record = msgspec.msgpack.Decoder(SessionRecord)
+_encode = msgspec.msgpack.Encoder().encode
+
+Outcome = Release | KeypeerError
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A release that is allowed, before the HSM did its part."""
+
+    vm: str
+    record: KeyRecord
+    policy: Policy
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """Everything one decision stands on, with the checks that it still holds at the commit."""
+
+    session: AttestationSession
+    vms: dict[str, Item | None]
+    leases: dict[str, Loaded[Lease] | None]
+    checks: tuple[Check, ...]
+
+
+async def release(ctx: Context, caller: Caller, session: str, vm: str) -> Release:
+    """One VM's current key version; raises the refusal with all its reasons."""
+    (outcome,) = await release_many(ctx, caller, session, (vm,))
+    if isinstance(outcome, KeypeerError):
+        raise outcome
+    return outcome
+
+
+async def release_many(ctx: Context, caller: Caller, session: str, vms: Sequence[str]) -> list[Outcome]:
+    """For each VM, in order, its release or why not; a VM named twice is decided once."""
+    wanted = b64decode(session, "session")
+    distinct = tuple(dict.fromkeys(vms))
+    for _ in range(limits.RELEASE_ATTEMPTS_MAX):
+        outcomes = await _once(ctx, caller, wanted, distinct)
+        if outcomes is not None:
+            return [outcomes[vm] for vm in vms]
+    raise conflict()
+
+
+async def _once(ctx: Context, caller: Caller, wanted: bytes, vms: tuple[str, ...]) -> dict[str, Outcome] | None:
+    snapshot = await _read(ctx, caller, wanted, vms)
+    policies = await _policies(ctx, snapshot)
+    now = ctx.now()
+    outcomes: dict[str, Outcome] = {}
+    plans: list[_Plan] = []
+    verdicts: dict[str, tuple[Reason, ...]] = {}
+    for vm in vms:
+        planned = _plan(snapshot, policies, verdicts, vm, now)
+        if isinstance(planned, _Plan):
+            plans.append(planned)
+        else:
+            outcomes[vm] = planned
+    granted = await _rewrap(ctx, snapshot.session, plans, outcomes)
+    entries = [_entry(ctx, caller, snapshot, vm, outcomes[vm]) for vm in vms]
+    checks = [*snapshot.checks, *(loaded.check for loaded in policies.values() if loaded is not None)]
+    for plan in granted:
+        item, lease = snapshot.vms[plan.vm], snapshot.leases[plan.vm]
+        checks.append(Check(vm_key(plan.vm), item.version if item else 0))
+        checks.append(lease.check if lease else Check(LEASES.key(plan.vm), 0))
+    puts = [(LEASES.key(plan.vm), _encode(plan.lease)) for plan in granted]
+    return outcomes if await ctx.try_commit(checks=checks, puts=puts, entries=entries) else None
+
+
+async def _read(ctx: Context, caller: Caller, wanted: bytes, vms: tuple[str, ...]) -> _Snapshot:
+    name = caller.name
+    keys = [SESSIONS.key(name), HOSTS.key(name)]
+    keys += [vm_key(vm) for vm in vms]
+    keys += [LEASES.key(vm) for vm in vms]
+    items = await ctx.store.get_many(keys)
+    (session,) = await ctx.records.open(SESSIONS, items[:1])
+    (host,) = await ctx.records.open(HOSTS, items[1:2])
+    error = _refuse_caller(caller, host, session, wanted, ctx.now())
+    if error is not None or session is None or host is None:
+        refusal = error or unknown_host(name)
+        raise await ctx.refuse(caller, _ACTION, refusal, host=name, vm=vms[0] if len(vms) == 1 else "")
+    leases = await ctx.records.open(LEASES, items[2 + len(vms) :])
+    return _Snapshot(
+        session=session.value,
+        vms=dict(zip(vms, items[2 : 2 + len(vms)], strict=True)),
+        leases=dict(zip(vms, leases, strict=True)),
+        checks=(session.check, host.check),
+    )
+
+
+def _refuse_caller(
+    caller: Caller,
+    host: Loaded[EnrolledHost] | None,
+    session: Loaded[AttestationSession] | None,
+    wanted: bytes,
+    now: int,
+) -> KeypeerError | None:
+    error = host_refusal(host.value if host else None, caller)
+    if error is not None:
+        return error
+    if session is None or session.value.session != wanted:
+        return Refused(
+            "session.unknown",
+            f"host {caller.name} has no such attestation session: it ended, or a newer one replaced it",
+            hint="attest again (keypeer agent attest)",
+        )
+    if session.value.certificate_sha256 != caller.certificate_sha256:
+        return Refused(
+            "session.certificate",
+            f"the session of host {caller.name} was made over another client certificate",
+            hint="attest with the certificate that you release with",
+        )
+    if session.value.expires_at <= now:
+        return Refused(
+            "session.expired",
+            f"the session of host {caller.name} ended {now - session.value.expires_at} s ago",
+            hint="attest again (keypeer agent attest)",
+        )
+    return None
+
+
+async def _policies(ctx: Context, snapshot: _Snapshot) -> dict[str, Loaded[Policy] | None]:
+    names = {key_attributes(decode_vm(item.value)).policy for item in snapshot.vms.values() if item is not None}
+    return {name: await load_policy(ctx.records, name) for name in sorted(names)}
+
+
+def _plan(
+    snapshot: _Snapshot,
+    policies: dict[str, Loaded[Policy] | None],
+    verdicts: dict[str, tuple[Reason, ...]],
+    vm: str,
+    now: int,
+) -> _Plan | KeypeerError:
+    item, session = snapshot.vms[vm], snapshot.session
+    if item is None:
+        return unknown_vm(vm)
+    record = decode_vm(item.value)
+    name = key_attributes(record).policy
+    policy = policies[name]
+    if policy is None:
+        return Refused("policy.unknown", f"VM {vm}'s policy {name} is gone", hint="an officer puts it back")
+    if name not in verdicts:
+        verdicts[name] = decide(policy.value, session.appraisal, now)
+    lease = snapshot.leases[vm]
+    reasons = (*verdicts[name], *refuse_lease(lease.value if lease else None, session.host, vm, now))
+    if reasons:
+        return Refused(
+            "release.refused",
+            f"VM {vm} isn't released to host {session.host}: " + "; ".join(map(str, reasons)),
+            hint=reasons[0].mend,
+            reasons=reasons,
+        )
+    granted = grant_lease(
+        lease.value if lease else None,
+        host=session.host,
+        session=session.session,
+        version=record.key_version,
+        expires_at=now + policy.value.lease,
+    )
+    return _Plan(vm, record, policy.value, granted)
+
+
+async def _rewrap(
+    ctx: Context, session: AttestationSession, plans: list[_Plan], outcomes: dict[str, Outcome]
+) -> list[_Plan]:
+    """Fills ``outcomes`` with what the HSM answered; returns the plans that it carried out."""
+    if not plans:
+        return []
+    sealed = _session_record.decode(session.custody)
+    results = await ctx.custody.rewrap(
+        [Rewrap(plan.record, sealed, plan.lease.generation, plan.lease.expires_at) for plan in plans]
+    )
+    granted = []
+    for plan, result in zip(plans, results, strict=True):
+        if isinstance(result, OperationError):
+            outcomes[plan.vm] = _failed(plan.vm, result)
+        else:
+            outcomes[plan.vm] = _release(plan, result)
+            granted.append(plan)
+    return granted
+
+
+def _failed(vm: str, error: OperationError) -> Unavailable:
+    return Unavailable(error.code, f"VM {vm}: {error.detail}", hint="keypeer doctor tells what is wrong with the HSM")
+
+
+def _release(plan: _Plan, released: Released) -> Release:
+    return Release(
+        vm=plan.vm,
+        version=plan.record.key_version,
+        size=32 if plan.record.size == 32 else 64,
+        generation=plan.lease.generation,
+        lease_expires_at=plan.lease.expires_at,
+        grace=plan.policy.grace,
+        wrapped_key=b64encode(released.wrapped),
+        mac=b64encode(released.mac),
+    )
+
+
+def _entry(ctx: Context, caller: Caller, snapshot: _Snapshot, vm: str, outcome: Outcome) -> bytes:
+    session = snapshot.session
+    if isinstance(outcome, KeypeerError):
+        return ctx.entry(caller, _ACTION, "refused", host=session.host, vm=vm, error=outcome)
+    geo = session.appraisal.geo
+    return ctx.entry(
+        caller,
+        _ACTION,
+        "granted",
+        host=session.host,
+        vm=vm,
+        facts={
+            "session": session.session.hex(),
+            "version": outcome.version,
+            "generation": outcome.generation,
+            "lease_expires_at": outcome.lease_expires_at,
+            "country": geo.country if geo else "",
+        },
+    )

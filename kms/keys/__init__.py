@@ -1,0 +1,1 @@
+"""What may happen to keys: leases (and later lifecycle, rotation, migration) as pure functions."""

@@ -1,0 +1,53 @@
+"""Every bound of the service: name, unit, source. Ends of ranges are inclusive."""
+
+from __future__ import annotations
+
+# ── policy ─────────────────────────────────────────────────────────────────────────────────────────────────────
+TAG_AGE_MAX_S = 5 * 366 * 86400  # seconds; a survey older than five years is no survey
+EVIDENCE_AGE_MAX_S = 86400  # seconds; older evidence would say nothing about now
+LEASE_MAX_S = 7 * 86400  # seconds; NIST SP 800-57 Part 1 §5.3 wants short originator-usage periods
+
+COMPILED_POLICIES_MAX = 1024  # policies kept ready to decide with, about 1 KB each
+
+# ── protocol ───────────────────────────────────────────────────────────────────────────────────────────────────
+NONCE_BYTES = 32  # bytes; TPM 2.0 qualifyingData holds at most a SHA-512 digest, and ours goes through SHA-256
+NONCE_LIFE_S = 120  # seconds; real TPMs take up to 2 s for an exchange, slow networks a few more
+NONCES_PER_HOST_MAX = 4  # count; an agent, a retry of it, and a person looking on
+ENROLMENT_LIFE_S = 300  # seconds between MakeCredential and its proof
+CREDENTIAL_SECRET_BYTES = 32  # bytes; TPM2B_DIGEST of the SHA-256 EK (TPM 2.0 Part 1 §24.4)
+SESSION_ID_BYTES = 16  # bytes; random, 128 bits
+SESSION_LIFE_S = 300  # seconds; ten attestation intervals of 30 s
+RELEASE_ATTEMPTS_MAX = 5  # count; compare-and-set retries when another worker moved a record in between
+
+# ── certificates ───────────────────────────────────────────────────────────────────────────────────────────────
+CA_LIFE_S = 10 * 366 * 86400  # seconds
+HOST_CERTIFICATE_LIFE_S = 366 * 86400  # seconds
+STAFF_CERTIFICATE_LIFE_S = 366 * 86400  # seconds
+SERVER_CERTIFICATE_LIFE_S = 366 * 86400  # seconds
+CERTIFICATE_BACKDATE_S = 300  # seconds; clocks of hosts and service differ
+CSR_BYTES_MAX = 16384  # bytes of PEM
+
+# ── HTTP ───────────────────────────────────────────────────────────────────────────────────────────────────────
+BODY_BYTES_MAX = 2 * 1024 * 1024  # bytes; 10,000 VM entries of some 150 bytes
+PAGE_DEFAULT = 100  # items
+PAGE_MAX = 1000  # items
+KEEPALIVE_S = 300  # seconds; ten attestation intervals, so that a steady agent never handshakes anew
+SHUTDOWN_GRACE_S = 10  # seconds that open requests have after SIGTERM
+IDENTITY_CACHE_MAX = 65_536  # client certificates parsed once each, about 1 KB
+
+# ── custody ────────────────────────────────────────────────────────────────────────────────────────────────────
+HSM_OPERATION_DEADLINE_S = 5.0  # seconds; a network HSM answers in 1–5 ms, a hung one never
+HSM_FRAME_OPERATIONS_MAX = 256  # operations a frame; about 20–60 ms of SoftHSM work
+HSM_ATTEMPTS_MAX = 4  # count; one more than the workers that may die under a request
+HSM_RECONNECT_S = 0.05  # seconds between attempts to reach a worker that is starting
+HSM_QUEUE_MAX = 50_000  # operations waiting in one web worker; beyond it, callers are told to come back
+VERIFIED_RECORDS_MAX = 16_384  # records whose seal was checked, kept by their exact bytes
+
+# ── processes ──────────────────────────────────────────────────────────────────────────────────────────────────
+WATCHDOG_INTERVAL_S = 1.0  # seconds between the supervisor's pings
+RESTART_DELAY_S = 0.1  # seconds before a dead worker is started again; doubles to RESTART_DELAY_MAX_S
+RESTART_DELAY_MAX_S = 10.0  # seconds
+WORKER_STEADY_S = 30.0  # seconds of life after which a worker's restart delay starts over
+
+# ── clock ──────────────────────────────────────────────────────────────────────────────────────────────────────
+CLOCK_BACKWARDS_MAX_S = 5  # seconds that the clock may stand before the newest audit entry

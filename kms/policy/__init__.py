@@ -1,0 +1,1 @@
+"""Policies: documents, not code. Pure."""

@@ -1,0 +1,67 @@
+"""A policy document made ready to decide with."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from keypeer.wire.messages import PolicyDocument
+from kms import limits
+from kms.errors import BadRequest
+
+_DURATION = re.compile(r"^([1-9][0-9]{0,6})([smhd])$")
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A valid policy. Durations are seconds; ``countries`` is None when the document says ``anywhere = true``."""
+
+    name: str
+    countries: frozenset[str] | None
+    max_tag_age: int
+    sources: frozenset[str]
+    baselines: frozenset[str]
+    max_evidence_age: int
+    lease: int
+    grace: int
+
+
+def compile_policy(name: str, document: PolicyDocument) -> Policy:
+    """The policy that ``document`` states; raises BadRequest ``policy.invalid`` naming the key that is wrong."""
+    geo, fresh = document.geo, document.fresh
+    if geo.anywhere and geo.countries:
+        raise _invalid(name, "geo", "names countries and says anywhere = true", "keep one of the two")
+    if not geo.anywhere and not geo.countries:
+        raise _invalid(
+            name,
+            "geo.countries",
+            "is empty",
+            "name countries, or say anywhere = true when place really is of no matter",
+        )
+    if not geo.sources and not geo.anywhere:
+        raise _invalid(name, "geo.sources", "is empty", "name at least one source that a tag may come from")
+    return Policy(
+        name=name,
+        countries=None if geo.anywhere else frozenset(geo.countries),
+        max_tag_age=_seconds(name, "geo.max_tag_age", geo.max_tag_age, limits.TAG_AGE_MAX_S),
+        sources=frozenset(geo.sources),
+        baselines=frozenset(document.platform.baselines),
+        max_evidence_age=_seconds(name, "fresh.evidence", fresh.evidence, limits.EVIDENCE_AGE_MAX_S),
+        lease=_seconds(name, "fresh.lease", fresh.lease, limits.LEASE_MAX_S),
+        grace=_seconds(name, "fresh.grace", fresh.grace, limits.LEASE_MAX_S),
+    )
+
+
+def _seconds(name: str, key: str, text: str, most: int) -> int:
+    match = _DURATION.match(text)
+    if match is None:
+        raise _invalid(name, key, f"is {text!r}", "write a whole number and s, m, h or d, like 90s or 180d")
+    seconds = int(match[1]) * _UNIT_SECONDS[match[2]]
+    if seconds > most:
+        raise _invalid(name, key, f"is {text}", f"at most {most} seconds are allowed")
+    return seconds
+
+
+def _invalid(name: str, key: str, found: str, mend: str) -> BadRequest:
+    return BadRequest("policy.invalid", f"policy {name}: {key} {found}", hint=mend)

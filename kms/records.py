@@ -1,0 +1,185 @@
+"""Typed records in the store, sealed by the HSM's record MAC.
+
+A seal binds a record to its store key: whoever writes the database can lose records, but neither forge one nor put one
+in another's place. Stored form: ``u32 MAC key version ‖ 32-byte MAC ‖ msgpack``. Leases and refusal notes change with
+each call and decide nothing that policy and HSM don't decide again; they are plain.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Generic, TypeVar
+
+import msgspec
+
+from keypeer.wire.encoding import field
+from keypeer.wire.messages import PolicyDocument
+from kms import domain, limits
+from kms.custody.port import Custody, KeyRecord
+from kms.errors import Unavailable
+from kms.policy.model import Policy, compile_policy
+from kms.store.port import Check, Item, Store
+
+T = TypeVar("T")
+
+_LABEL = b"record/v1"
+_MAC_BYTES = 32
+_HEAD_BYTES = 4 + _MAC_BYTES
+_encode = msgspec.msgpack.Encoder().encode
+_document = msgspec.json.Decoder(PolicyDocument)
+
+
+class Kind(Generic[T]):
+    """One kind of record: where it stands in the store and what it is."""
+
+    def __init__(self, prefix: str, record: type[T], *, sealed: bool = True) -> None:
+        self.prefix = prefix.encode() + b"/"
+        self.sealed = sealed
+        self.decoder = msgspec.msgpack.Decoder(record)
+
+    def key(self, name: str) -> bytes:
+        """The store key of the record called ``name``."""
+        return self.prefix + name.encode()
+
+    def name(self, key: bytes) -> str:
+        """The inverse of ``key``."""
+        return key[len(self.prefix) :].decode()
+
+
+EXPECTED = Kind("expected", domain.ExpectedHost)  # by EK digest in hex
+EK_OWNERS = Kind("ek", domain.EkOwner)  # by EK digest in hex
+HOSTS = Kind("host", domain.EnrolledHost)
+PRINCIPALS = Kind("principal", domain.Principal)  # by role/name
+BASELINES = Kind("baseline", domain.Baseline)
+POLICIES = Kind("policy", domain.StoredPolicy)
+GEO_TAGS = Kind("geotag", domain.StoredGeoTag)
+NONCES = Kind("nonce", domain.OutstandingNonces)  # by host
+SESSIONS = Kind("session", domain.AttestationSession)  # by host: one session a host
+LEASES = Kind("lease", domain.Lease, sealed=False)  # by VM
+REFUSALS = Kind("refusal", domain.Refusal, sealed=False)  # by host
+VM_PREFIX = b"vm/"  # values are hsm_adapter KeyRecords, which carry their own MAC
+
+
+def vm_key(vm: str) -> bytes:
+    """The store key of a VM's key record."""
+    return VM_PREFIX + vm.encode()
+
+
+_key_record = msgspec.msgpack.Decoder(KeyRecord)
+
+
+def decode_vm(value: bytes) -> KeyRecord:
+    """A VM's key record as stored. Its MAC is the HSM worker's to check, before any unwrap."""
+    return _key_record.decode(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[T]):
+    """A record and the version that a later compare-and-set names."""
+
+    key: bytes
+    value: T
+    version: int
+
+    @property
+    def check(self) -> Check:
+        """That the record is still this one."""
+        return Check(self.key, self.version)
+
+
+class Records:
+    """Reads and seals records. Verified bytes are remembered by their exact content: whether a seal holds is a fact of
+    the bytes, so another worker's change can't make it stale."""
+
+    def __init__(self, store: Store, custody: Custody) -> None:
+        self._store = store
+        self._custody = custody
+        self._verified: OrderedDict[tuple[bytes, bytes], domain.Record] = OrderedDict()
+
+    async def load(self, kind: Kind[T], name: str) -> Loaded[T] | None:
+        """The record, freshly read and verified; raises ``store.tampered`` when its seal doesn't hold."""
+        return (await self.open(kind, [await self._store.get(kind.key(name))]))[0]
+
+    async def page(self, kind: Kind[T], after: str, limit: int) -> list[Loaded[T]]:
+        """Records whose names follow ``after``, in order."""
+        items = await self._store.scan(kind.prefix, kind.key(after) if after else b"", limit)
+        return [loaded for loaded in await self.open(kind, items) if loaded is not None]
+
+    async def all(self, kind: Kind[T]) -> list[Loaded[T]]:
+        """Every record of a kind that is few by nature (baselines)."""
+        found: list[Loaded[T]] = []
+        while True:
+            page = await self.page(kind, kind.name(found[-1].key) if found else "", limits.PAGE_MAX)
+            found += page
+            if len(page) < limits.PAGE_MAX:
+                return found
+
+    async def open(self, kind: Kind[T], items: Sequence[Item | None]) -> list[Loaded[T] | None]:
+        """Verifies and decodes items as read, one HSM round trip for all that weren't seen before."""
+        if kind.sealed:
+            await self._verify(kind, [item for item in items if item is not None])
+        return [None if item is None else self._decode(kind, item) for item in items]
+
+    async def seal(self, entries: Iterable[tuple[Kind[T], str, T]]) -> list[tuple[bytes, bytes]]:
+        """What to put for each (kind, name, record), one HSM round trip for all."""
+        plain = [(kind.key(name), _encode(record), kind.sealed) for kind, name, record in entries]
+        to_seal = [_mac_input(key, payload) for key, payload, sealed in plain if sealed]
+        macs = iter(await self._custody.mac(to_seal) if to_seal else [])
+        puts = []
+        for key, payload, sealed in plain:
+            if sealed:
+                mac = next(macs)
+                payload = mac.mac_key.to_bytes(4, "big") + mac.mac + payload  # noqa: PLW2901 - the sealed form replaces it
+            puts.append((key, payload))
+        return puts
+
+    async def _verify(self, kind: Kind[T], items: list[Item]) -> None:
+        fresh = [item for item in items if (item.key, item.value) not in self._verified]
+        if not fresh:
+            return
+        if any(len(item.value) <= _HEAD_BYTES for item in fresh):
+            raise _tampered(fresh[0].key)
+        macs = await self._custody.mac(
+            [_mac_input(item.key, item.value[_HEAD_BYTES:]) for item in fresh],
+            [int.from_bytes(item.value[:4], "big") for item in fresh],
+        )
+        for item, expected in zip(fresh, macs, strict=True):
+            if not hmac.compare_digest(item.value[4:_HEAD_BYTES], expected.mac):
+                raise _tampered(item.key)
+            self._verified[item.key, item.value] = kind.decoder.decode(item.value[_HEAD_BYTES:])
+            if len(self._verified) > limits.VERIFIED_RECORDS_MAX:
+                self._verified.popitem(last=False)
+
+    def _decode(self, kind: Kind[T], item: Item) -> Loaded[T]:
+        known = self._verified.get((item.key, item.value)) if kind.sealed else None
+        value = (
+            known if known is not None else kind.decoder.decode(item.value[_HEAD_BYTES:] if kind.sealed else item.value)
+        )
+        return Loaded(item.key, value, item.version)  # type: ignore[arg-type]  # the key's prefix tells the type
+
+
+async def load_policy(records: Records, name: str) -> Loaded[Policy] | None:
+    """A policy, freshly read and ready to decide with; compiled once for its exact bytes."""
+    stored = await records.load(POLICIES, name)
+    return None if stored is None else Loaded(stored.key, _compile(name, stored.value.document), stored.version)
+
+
+@lru_cache(limits.COMPILED_POLICIES_MAX)
+def _compile(name: str, document: bytes) -> Policy:
+    return compile_policy(name, _document.decode(document))
+
+
+def _mac_input(key: bytes, payload: bytes) -> bytes:
+    return _LABEL + field(key) + payload
+
+
+def _tampered(key: bytes) -> Unavailable:
+    return Unavailable(
+        "store.tampered",
+        f"the record {key.decode(errors='replace')} doesn't carry this service's seal",
+        hint="the database was changed behind the service's back: restore it from a backup",
+    )

@@ -1,0 +1,150 @@
+"""Stored records as the API shows them. Pure."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import msgspec
+
+from keypeer.wire.encoding import b64encode
+from keypeer.wire.geo import GeoSource, decode_statement
+from keypeer.wire.messages import (
+    AppraisalView,
+    BaselineView,
+    GeoTagView,
+    GeoView,
+    HostView,
+    LeaseView,
+    PolicyDocument,
+    PolicyView,
+    ReasonView,
+    SignedGeoTag,
+    VmView,
+)
+from kms.custody.port import KeyRecord
+from kms.domain import (
+    AppraisalFacts,
+    AttestationSession,
+    Baseline,
+    EnrolledHost,
+    GeoFacts,
+    KeyAttributes,
+    Lease,
+    Refusal,
+    StoredGeoTag,
+    StoredPolicy,
+)
+from kms.errors import Reason
+
+_attributes = msgspec.msgpack.Decoder(KeyAttributes)
+_document = msgspec.json.Decoder(PolicyDocument)
+
+
+def reason_view(reason: Reason) -> ReasonView:
+    return ReasonView(id=reason.id, asked=reason.asked, found=reason.found, mend=reason.mend)
+
+
+def geo_view(geo: GeoFacts) -> GeoView:
+    return GeoView(
+        tag=geo.tag,
+        country=geo.country,
+        place=geo.place,
+        source=cast("GeoSource", geo.source),
+        issued_at=geo.issued_at,
+        expires_at=geo.expires_at,
+    )
+
+
+def appraisal_view(facts: AppraisalFacts) -> AppraisalView:
+    return AppraisalView(
+        host=facts.host,
+        appraised_at=facts.appraised_at,
+        baselines=facts.baselines,
+        geo=geo_view(facts.geo) if facts.geo else None,
+        reset_count=facts.counters.reset_count,
+        restart_count=facts.counters.restart_count,
+        pcr_digest=facts.pcr_digest.hex(),
+    )
+
+
+def geo_tag_view(stored: StoredGeoTag) -> GeoTagView:
+    statement = decode_statement(stored.statement)
+    return GeoTagView(
+        host=stored.host,
+        geo=GeoView(
+            tag=statement.tag,
+            country=statement.country,
+            place=statement.place,
+            source=statement.source,
+            issued_at=statement.issued_at,
+            expires_at=statement.expires_at,
+        ),
+        signed=SignedGeoTag(statement=b64encode(stored.statement), signature=b64encode(stored.signature)),
+    )
+
+
+def host_view(
+    host: EnrolledHost,
+    tag: StoredGeoTag | None,
+    session: AttestationSession | None,
+    refusal: Refusal | None,
+) -> HostView:
+    return HostView(
+        host=host.host,
+        status=host.status,
+        ek_digest=host.ek_digest.hex(),
+        ek_trust=host.ek_trust,
+        enrolled_at=host.enrolled_at,
+        decided_by=host.decided_by,
+        decided_at=host.decided_at,
+        why=host.why,
+        geo=geo_tag_view(tag).geo if tag else None,
+        appraisal=appraisal_view(session.appraisal) if session else None,
+        session_expires_at=session.expires_at if session else None,
+        last_refusal=tuple(ReasonView(id=i, asked=a, found=f, mend=m) for i, a, f, m in refusal.reasons)
+        if refusal
+        else (),
+        last_refusal_at=refusal.at if refusal else None,
+    )
+
+
+def baseline_view(baseline: Baseline) -> BaselineView:
+    return BaselineView(
+        name=baseline.name,
+        bank=baseline.bank,
+        pcrs={str(index): tuple(v.hex() for v in values) for index, values in sorted(baseline.pcrs.items())},
+        updated_at=baseline.updated_at,
+        updated_by=baseline.updated_by,
+    )
+
+
+def policy_view(stored: StoredPolicy) -> PolicyView:
+    return PolicyView(
+        name=stored.name,
+        policy=_document.decode(stored.document),
+        updated_at=stored.updated_at,
+        updated_by=stored.updated_by,
+    )
+
+
+def key_attributes(record: KeyRecord) -> KeyAttributes:
+    """What the key is bound to; part of what the HSM worker's MAC covers."""
+    return _attributes.decode(record.attributes)
+
+
+def vm_view(record: KeyRecord, lease: Lease | None) -> VmView:
+    attributes = key_attributes(record)
+    return VmView(
+        vm=record.vm,
+        policy=attributes.policy,
+        version=record.key_version,
+        size=32 if record.size == 32 else 64,
+        state="active",
+        created_at=attributes.created_at,
+        created_by=attributes.created_by,
+        lease=LeaseView(
+            host=lease.host, version=lease.version, generation=lease.generation, expires_at=lease.expires_at
+        )
+        if lease
+        else None,
+    )

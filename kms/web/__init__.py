@@ -1,0 +1,1 @@
+"""The HTTPS face: a table of routes, one file a resource; identities, problem documents, OpenAPI."""

@@ -1,0 +1,84 @@
+"""What a route is: the one table from which handlers, the role matrix and the OpenAPI document are made."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from keypeer.wire.types import Name
+from kms import limits
+from kms.domain import Role
+from kms.errors import BadRequest
+from kms.flows.context import Caller, Context
+
+HOST: frozenset[Role] = frozenset({"host"})
+OFFICER: frozenset[Role] = frozenset({"officer"})
+OPERATOR: frozenset[Role] = frozenset({"operator"})
+AUDITOR: frozenset[Role] = frozenset({"auditor", "officer"})
+STAFF: frozenset[Role] = frozenset({"officer", "operator", "auditor"})
+HOST_OR_STAFF: frozenset[Role] = STAFF | HOST
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, decoded: path and query parameters, body, and who calls (None on routes open to anyone)."""
+
+    ctx: Context
+    caller: Caller | None
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+    body: Any
+
+    @property
+    def who(self) -> Caller:
+        """The caller of a route that demands a certificate."""
+        if self.caller is None:
+            raise AssertionError("a route without roles has no caller")
+        return self.caller
+
+    def name(self, parameter: str) -> str:
+        """A name from the path or the query; raises BadRequest when it isn't one."""
+        value = self.path.get(parameter) or self.query.get(parameter)
+        try:
+            return msgspec.convert(value, Name)
+        except msgspec.ValidationError as error:
+            raise BadRequest("request.invalid", f"{parameter}: {error}", hint="see /openapi.json") from None
+
+    def page(self) -> tuple[str, int]:
+        """The page asked for: (after, limit)."""
+        return self.query.get("after", ""), self.number("limit", limits.PAGE_DEFAULT, 1, limits.PAGE_MAX)
+
+    def number(self, parameter: str, default: int, least: int, most: int) -> int:
+        """A whole number from the query."""
+        text = self.query.get(parameter)
+        if text is None:
+            return default
+        if not (text.isascii() and text.isdigit() and len(text) <= 18 and least <= int(text) <= most):
+            raise BadRequest(
+                "request.invalid", f"{parameter} is {text!r}", hint=f"a whole number from {least} to {most}"
+            )
+        return int(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """``roles`` None: no client certificate needed. ``query`` names the query parameters with a description each."""
+
+    method: str
+    path: str
+    summary: str
+    roles: frozenset[Role] | None
+    call: Callable[[Call], Awaitable[Any]]
+    request: type | None = None
+    answer: type | None = None
+    status: int = 200
+    query: Mapping[str, str] | None = None
+
+
+PAGE_QUERY = {
+    "after": "the last name of the page before",
+    "limit": f"items a page, 1 to {limits.PAGE_MAX}; {limits.PAGE_DEFAULT} unless told",
+}

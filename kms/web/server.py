@@ -1,0 +1,162 @@
+"""The aiohttp application: one handler made for each route of the table."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from keypeer.wire.encoding import WireError
+from keypeer.wire.messages import Readiness
+from kms import limits
+from kms.errors import BadRequest, KeypeerError
+from kms.flows.context import Context
+from kms.web import attestations, audit, enrolments, health, hosts, policies, vms
+from kms.web.identity import identify
+from kms.web.metrics import Metrics
+from kms.web.openapi import document
+from kms.web.problems import CONTENT_TYPE, from_decoding, from_wire, problem
+from kms.web.routing import STAFF, Call, Route
+
+ROUTES: tuple[Route, ...] = (
+    *enrolments.ROUTES,
+    *attestations.ROUTES,
+    *hosts.ROUTES,
+    *policies.ROUTES,
+    *vms.ROUTES,
+    *audit.ROUTES,
+    *health.ROUTES,
+)
+
+_log = structlog.get_logger("keypeer.web")
+_encode = msgspec.json.Encoder().encode
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def application(ctx: Context, metrics: Metrics) -> web.Application:
+    """The whole HTTP face over the service's parts."""
+    app = web.Application(client_max_size=limits.BODY_BYTES_MAX, middlewares=[_outer])
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, _handler(ctx, metrics, route))
+    app.router.add_get("/metrics", _metrics_handler(ctx, metrics))
+    app.router.add_get("/openapi.json", _openapi_handler())
+    return app
+
+
+def _handler(ctx: Context, metrics: Metrics, route: Route) -> _Handler:
+    decode = msgspec.json.Decoder(route.request).decode if route.request is not None else None
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        started = time.perf_counter()
+        try:
+            caller = await identify(ctx, route, _certificate(request))
+            body = await _body(request, decode) if decode is not None else None
+            answer = await route.call(Call(ctx, caller, request.match_info, request.query, body))
+            status = _status(route, answer)
+        except KeypeerError as error:
+            metrics.refused(route, error, time.perf_counter() - started)
+            return _problem(error, request)
+        except WireError as error:
+            metrics.refused(route, from_wire(error), time.perf_counter() - started)
+            return _problem(from_wire(error), request)
+        metrics.answered(route, status, time.perf_counter() - started)
+        if answer is None:
+            return web.Response(status=status)
+        return web.Response(body=_encode(answer), status=status, content_type="application/json")
+
+    return handle
+
+
+def _certificate(request: web.Request) -> bytes | None:
+    ssl_object = request.get_extra_info("ssl_object")
+    return ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None
+
+
+async def _body(request: web.Request, decode: Callable[[bytes], Any]) -> Any:
+    if request.content_type != "application/json":
+        raise BadRequest(
+            "request.content_type",
+            f"the body's type is {request.content_type}",
+            hint="send Content-Type: application/json",
+            status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        )
+    try:
+        return decode(await request.read())
+    except msgspec.DecodeError as error:
+        raise from_decoding(error) from None
+    except (UnicodeDecodeError, RecursionError):
+        raise BadRequest("request.not_json", "the body isn't JSON in UTF-8", hint="send a JSON document") from None
+
+
+def _status(route: Route, answer: Any) -> int:
+    if isinstance(answer, Readiness) and not answer.ready:
+        return HTTPStatus.SERVICE_UNAVAILABLE
+    return route.status
+
+
+def _problem(error: KeypeerError, request: web.Request) -> web.Response:
+    log = _log.warning if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else _log.info
+    log("refused", method=request.method, path=request.path, code=error.code, detail=error.detail)
+    return web.Response(body=_encode(problem(error)), status=error.status, content_type=CONTENT_TYPE)
+
+
+@web.middleware
+async def _outer(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """aiohttp's own refusals (no such route, body too large) and bugs, as problem documents."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return _problem(_from_http(error, request), request)
+    except asyncio.CancelledError:
+        raise
+    except Exception as bug:
+        # The one place where anything may be caught: a bug ends one request and is logged whole.
+        _log.exception("bug", method=request.method, path=request.path, error=type(bug).__name__)
+        return _problem(KeypeerError("internal", "the service failed on this request; its log says how"), request)
+
+
+def _from_http(error: web.HTTPException, request: web.Request) -> KeypeerError:
+    status = HTTPStatus(error.status)
+    if status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return BadRequest(
+            "request.too_large",
+            f"the body is larger than {limits.BODY_BYTES_MAX} bytes",
+            hint="send fewer items a request",
+            status=status,
+        )
+    codes = {HTTPStatus.NOT_FOUND: "request.no_route", HTTPStatus.METHOD_NOT_ALLOWED: "request.method"}
+    return BadRequest(
+        codes.get(status, "request.http"),
+        f"{request.method} {request.path}: {status.phrase}",
+        hint="see /openapi.json",
+        status=status,
+    )
+
+
+def _metrics_handler(ctx: Context, metrics: Metrics) -> _Handler:
+    route = Route("GET", "/metrics", "Prometheus metrics", STAFF, health.ROUTES[0].call)
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            await identify(ctx, route, _certificate(request))
+        except KeypeerError as error:
+            return _problem(error, request)
+        body, content_type = metrics.exposition()
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    return handle
+
+
+def _openapi_handler() -> _Handler:
+    body = _encode(document(ROUTES))
+
+    async def handle(_request: web.Request) -> web.StreamResponse:
+        return web.Response(body=body, content_type="application/json")
+
+    return handle
