@@ -1,0 +1,124 @@
+"""The composition root: the parts of one web worker, put together from the settings."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from aiohttp import web
+
+from keypeer.wire.profile import PCR_BANK
+from kms import limits
+from kms.custody.client import HsmClient
+from kms.errors import BadRequest
+from kms.evidence.ek import VendorCas
+from kms.flows.context import AttestationProfile, Context
+from kms.records import Records
+from kms.settings import Home
+from kms.store.lmdb import LmdbStore
+from kms.store.port import Store
+from kms.web.metrics import Metrics
+from kms.web.server import application
+
+_log = structlog.get_logger("keypeer.app")
+_NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: kms/web/identity.py checks dates, with words
+
+
+@asynccontextmanager
+async def open_store(home: Home) -> AsyncIterator[Store]:
+    """The store that the settings name, closed at the end."""
+    home.store.mkdir(mode=0o700, parents=True, exist_ok=True)
+    store = LmdbStore.open(home.store, map_size=home.settings.store.map_size_gib * 2**30)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def open_custody(home: Home) -> AsyncIterator[HsmClient]:
+    """The client of the running HSM workers."""
+    custody = HsmClient(home.hsm_sockets())
+    await custody.start()
+    try:
+        yield custody
+    finally:
+        await custody.close()
+
+
+@asynccontextmanager
+async def open_context(home: Home) -> AsyncIterator[Context]:
+    """Everything that flows need, over the running HSM workers and the store."""
+    async with open_store(home) as store, open_custody(home) as custody:
+        description = await custody.describe()
+        yield Context(
+            store=store,
+            records=Records(store, custody),
+            custody=custody,
+            clock=time.time,
+            random=os.urandom,
+            profile=profile(home),
+            vendor_cas=read_vendor_cas(home),
+            ca=ssl.PEM_cert_to_DER_cert((home.tls / "ca.pem").read_text("ascii")),
+            geo_key=description.public_keys["geo"],
+        )
+
+
+def profile(home: Home) -> AttestationProfile:
+    """Which PCRs hosts quote and bind to, sorted as TPMs answer them."""
+    attestation = home.settings.attestation
+    return AttestationProfile(
+        bank=attestation.bank or PCR_BANK,
+        quote_pcrs=tuple(sorted(set(attestation.quote_pcrs))),
+        binding_pcrs=tuple(sorted(set(attestation.binding_pcrs))),
+    )
+
+
+def read_vendor_cas(home: Home) -> VendorCas:
+    """The EK issuers' certificates; a file that holds none is an error that names it."""
+    files = sorted(path for path in home.vendor_cas.glob("*") if path.is_file()) if home.vendor_cas.is_dir() else []
+    return VendorCas.read([(path.name, path.read_bytes()) for path in files])
+
+
+def tls_context(home: Home) -> ssl.SSLContext:
+    """TLS 1.3 with the service's certificate; client certificates must chain to the HSM's CA. Which calls need one is
+    the routes' matter."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_cert_chain(home.tls / "server.pem", home.tls / "server.key")
+        context.load_verify_locations(home.tls / "ca.pem")
+    except (OSError, ssl.SSLError) as error:
+        raise BadRequest("settings.tls", f"{home.tls}: {error}", hint="keypeer init makes certificates") from None
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.verify_flags |= ssl.VerifyFlags(_NO_CHECK_TIME)
+    context.num_tickets = 0  # agents keep their connections alive; a ticket would outlive a revoked certificate
+    return context
+
+
+async def serve(home: Home, listener: socket.socket) -> None:
+    """One web worker, until SIGTERM."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with open_context(home) as ctx:
+        # A host's handler runs on when its connection goes: a release that is being committed is finished, not torn.
+        runner = web.AppRunner(
+            application(ctx, Metrics()),
+            access_log=None,
+            keepalive_timeout=limits.KEEPALIVE_S,
+            shutdown_timeout=limits.SHUTDOWN_GRACE_S,
+        )
+        await runner.setup()
+        await web.SockSite(runner, listener, ssl_context=tls_context(home)).start()
+        _log.info("serving", address=f"{home.address[0]}:{home.address[1]}", pid=os.getpid())
+        await stop.wait()
+        await runner.cleanup()

@@ -1,0 +1,296 @@
+"""Async client of the HSM workers: one connection to each, operations of concurrent callers gathered into frames.
+
+An idle worker takes its share of what waits, so a lone operation goes at once and a crowd travels in full frames.
+A worker that dies or passes the deadline loses its connection, and its operations run on another (all are safe to
+repeat). The supervisor, which watches too, replaces it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar, cast
+
+import structlog
+
+from hsm_adapter import framing
+from hsm_adapter.protocol import (
+    CreateKey,
+    Describe,
+    Description,
+    KeyRecord,
+    Mac,
+    MacValue,
+    NewKey,
+    OpenedSession,
+    OpenSession,
+    Operation,
+    OperationError,
+    Ping,
+    Pong,
+    Random,
+    RandomBytes,
+    Released,
+    Result,
+    Rewrap,
+    Sign,
+    Signature,
+)
+from kms import limits
+from kms.custody.port import SigningKey, WorkerHealth
+from kms.errors import BadRequest, KeypeerError, Unavailable
+
+_log = structlog.get_logger("keypeer.custody")
+_T = TypeVar("_T")
+
+
+class _Job:
+    """One operation waiting for its result."""
+
+    __slots__ = ("attempts", "deadline", "future", "operation")
+
+    def __init__(self, operation: Operation, future: asyncio.Future[Result], deadline: float) -> None:
+        self.operation = operation
+        self.future = future
+        self.deadline = deadline
+        self.attempts = 0
+
+
+class _Connection(asyncio.Protocol):
+    """One worker's socket. Used only after it answered a ping, so a hung worker takes no operations."""
+
+    def __init__(self, client: HsmClient, name: str) -> None:
+        self.name = name
+        self.health = WorkerHealth(name, healthy=False, reason="no answer yet")
+        self.closed = asyncio.get_running_loop().create_future()
+        self._client = client
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._frames: deque[tuple[list[_Job], float]] = deque()
+        self._sent = 0
+
+    @property
+    def ready(self) -> bool:
+        return self.health.healthy and len(self._frames) < limits.HSM_FRAMES_IN_FLIGHT
+
+    @property
+    def frames(self) -> int:
+        return len(self._frames)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # of create_unix_connection, so it writes
+
+    def send(self, jobs: list[_Job]) -> None:
+        """Sends one frame; replies come back in order."""
+        if self._transport is None:
+            raise AssertionError("a connection is used only once it is made")
+        self._sent += 1
+        self._frames.append((jobs, time.monotonic() + limits.HSM_OPERATION_DEADLINE_S))
+        self._transport.write(framing.encode_request(self._sent, [job.operation for job in jobs]))
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        try:
+            while (payload := framing.take_frame(self._buffer)) is not None:
+                self._answer(framing.decode_reply(payload))
+        except framing.FrameError as error:
+            _log.error("worker speaks nonsense", worker=self.name, error=str(error))
+            self.abort()
+        self._client.pump()
+
+    def _answer(self, reply: framing.Reply) -> None:
+        jobs, _deadline = self._frames.popleft()
+        for job, result in zip(jobs, reply.results, strict=True):
+            if isinstance(result, Pong):
+                self.health = WorkerHealth(self.name, result.healthy, result.reason)
+            if not job.future.done():
+                job.future.set_result(result)
+
+    def overdue(self, now: float) -> bool:
+        """Whether the oldest frame has waited past its deadline."""
+        return bool(self._frames) and self._frames[0][1] < now
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.health = WorkerHealth(self.name, healthy=False, reason="not running")
+        lost = [job for jobs, _deadline in self._frames for job in jobs]
+        self._frames.clear()
+        if not self.closed.done():
+            self.closed.set_result(None)
+        self._client.requeue(lost)
+
+
+class HsmClient:
+    """kms.custody.port.Custody over the workers' Unix sockets."""
+
+    def __init__(self, sockets: Sequence[Path]) -> None:
+        self._sockets = tuple(sockets)
+        self._connections: dict[str, _Connection] = {}
+        self._queue: deque[_Job] = deque()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Connects to every worker, now and whenever one comes back."""
+        self._tasks = [asyncio.create_task(self._keep(path)) for path in self._sockets]
+        self._tasks.append(asyncio.create_task(self._watch()))
+
+    async def close(self) -> None:
+        """Drops the connections; operations still waiting fail."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in list(self._connections.values()):
+            connection.abort()
+        self._fail(list(self._queue), "the service is stopping")
+        self._queue.clear()
+
+    # ── the port ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def create_keys(self, keys: Sequence[NewKey]) -> list[KeyRecord | OperationError]:
+        return await self._plural([CreateKey(key) for key in keys], KeyRecord)
+
+    async def open_session(self, request: OpenSession) -> OpenedSession:
+        return await self._single(request, OpenedSession)
+
+    async def rewrap(self, requests: Sequence[Rewrap]) -> list[Released | OperationError]:
+        return await self._plural(requests, Released)
+
+    async def mac(self, data: Sequence[bytes], mac_keys: Sequence[int] = ()) -> list[MacValue]:
+        versions = mac_keys or [0] * len(data)
+        operations = [Mac(item, version) for item, version in zip(data, versions, strict=True)]
+        return [_expect(result, MacValue) for result in await self._submit(operations)]
+
+    async def sign(self, key: SigningKey, data: bytes) -> bytes:
+        return (await self._single(Sign(key, data), Signature)).signature
+
+    async def random(self, size: int) -> bytes:
+        return (await self._single(Random(size), RandomBytes)).data
+
+    async def describe(self) -> Description:
+        return await self._single(Describe(), Description)
+
+    async def health(self) -> tuple[WorkerHealth, ...]:
+        return tuple(
+            self._connections[name].health if name in self._connections else WorkerHealth(name, False, "not running")
+            for name in (path.name for path in self._sockets)
+        )
+
+    # ── queue and frames ───────────────────────────────────────────────────────────────────────────────────────
+
+    async def _single(self, operation: Operation, wanted: type[_T]) -> _T:
+        (result,) = await self._submit([operation])
+        return _expect(result, wanted)
+
+    async def _plural(self, operations: Sequence[Operation], wanted: type[_T]) -> list[_T | OperationError]:
+        results = await self._submit(operations)
+        return [result if isinstance(result, OperationError) else _expect(result, wanted) for result in results]
+
+    async def _submit(self, operations: Sequence[Operation]) -> list[Result]:
+        if len(self._queue) + len(operations) > limits.HSM_QUEUE_MAX:
+            raise Unavailable(
+                "hsm.busy", f"{len(self._queue)} HSM operations are waiting", hint="try again in a second"
+            )
+        loop = asyncio.get_running_loop()
+        deadline = time.monotonic() + limits.HSM_QUEUE_DEADLINE_S
+        jobs = [_Job(operation, loop.create_future(), deadline) for operation in operations]
+        self._queue.extend(jobs)
+        self.pump()
+        results = []
+        for job in jobs:
+            result = await job.future
+            results.append(await self._elsewhere(job, result))
+        return results
+
+    async def _elsewhere(self, job: _Job, result: Result) -> Result:
+        """Runs an operation again that failed for the worker's sake, not its own."""
+        while isinstance(result, OperationError) and result.retryable and job.attempts < limits.HSM_ATTEMPTS_MAX:
+            job.attempts += 1
+            job.future = asyncio.get_running_loop().create_future()
+            self._queue.append(job)
+            self.pump()
+            result = await job.future
+        return result
+
+    def pump(self) -> None:
+        """Gives what waits to the workers that are free, the least busy first, in equal shares."""
+        while self._queue:
+            ready = [connection for connection in self._connections.values() if connection.ready]
+            if not ready:
+                return
+            connection = min(ready, key=lambda candidate: candidate.frames)
+            share = -(-len(self._queue) // len(ready))
+            size = min(max(share, limits.HSM_FRAME_OPERATIONS_MIN), limits.HSM_FRAME_OPERATIONS_MAX, len(self._queue))
+            connection.send([self._queue.popleft() for _ in range(size)])
+
+    def requeue(self, jobs: list[_Job]) -> None:
+        """Operations of a worker that was lost: first in the queue again, unless they were tried enough."""
+        for job in jobs:
+            job.attempts += 1
+        pings = [job for job in jobs if isinstance(job.operation, Ping)]
+        tired = [job for job in jobs if job.attempts >= limits.HSM_ATTEMPTS_MAX and job not in pings]
+        self._fail(pings + tired, "every HSM worker tried was lost")
+        self._queue.extendleft(
+            reversed([job for job in jobs if job.attempts < limits.HSM_ATTEMPTS_MAX and job not in pings])
+        )
+        self.pump()
+
+    def _fail(self, jobs: Sequence[_Job], why: str) -> None:
+        for job in jobs:
+            if not job.future.done():
+                job.future.set_exception(
+                    Unavailable("hsm.unavailable", f"no HSM worker answered: {why}", hint="keypeer doctor tells why")
+                )
+                job.future.exception()  # a caller that gave up leaves no warning behind
+
+    async def _keep(self, path: Path) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                _, connection = await loop.create_unix_connection(lambda: _Connection(self, path.name), str(path))
+            except OSError:
+                await asyncio.sleep(limits.HSM_RECONNECT_S)
+                continue
+            self._connections[path.name] = connection
+            self._ping(connection)
+            await connection.closed
+            del self._connections[path.name]
+
+    def _ping(self, connection: _Connection) -> None:
+        if connection.frames < limits.HSM_FRAMES_IN_FLIGHT:
+            future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+            connection.send([_Job(Ping(), future, time.monotonic() + limits.HSM_OPERATION_DEADLINE_S)])
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(limits.HSM_WATCH_S)
+            now = time.monotonic()
+            for connection in list(self._connections.values()):
+                if connection.overdue(now):
+                    _log.warning("worker passed its deadline", worker=connection.name)
+                    connection.abort()
+                else:
+                    self._ping(connection)
+            late = [job for job in self._queue if job.deadline < now]
+            if late:
+                self._queue = deque(job for job in self._queue if job.deadline >= now)
+                self._fail(late, "none is running and healthy")
+
+
+def _expect(result: Result, wanted: type[_T]) -> _T:
+    if isinstance(result, wanted):
+        return result
+    if isinstance(result, OperationError):
+        raise _error(result)
+    raise Unavailable("hsm.protocol", f"an HSM worker answered {type(result).__name__}, not {wanted.__name__}")
+
+
+def _error(result: OperationError) -> KeypeerError:
+    if result.code == "hsm.bad_request":
+        return BadRequest(result.code, result.detail, hint="the HSM worker's bounds are in hsm_adapter/limits.py")
+    return Unavailable(result.code, result.detail, hint="keypeer doctor tells what is wrong with the HSM")

@@ -1,0 +1,184 @@
+"""The settings: one TOML file, read once. Relative paths start at the folder that holds it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from keypeer.wire.profile import BOOT_PCRS, PCR_BANK
+from kms.errors import BadRequest
+
+FILE = "keypeer.toml"
+SETTINGS_BYTES_MAX = 65_536  # bytes
+
+Workers = Annotated[int, Meta(ge=1, le=64)]
+PcrIndex = Annotated[int, Meta(ge=0, le=23)]
+
+
+class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file; unknown keys are errors."""
+
+
+class ServiceSettings(_Table, frozen=True, kw_only=True):
+    """``names`` go into the server certificate."""
+
+    listen: Annotated[str, Meta(pattern=r"^.+:[0-9]{1,5}$")] = "127.0.0.1:8443"
+    names: tuple[str, ...] = ("localhost", "127.0.0.1")
+    workers: Workers = 2
+    run: str = "run"
+    tls: str = "tls"
+
+
+class HsmSettings(_Table, frozen=True, kw_only=True):
+    """Any PKCS#11 module. ``pin`` is a source: ``file:``, ``credential:``, ``env:`` or ``prompt``."""
+
+    module: str
+    token: str = "keypeer"  # noqa: S105 - a token's label is no secret
+    pin: str
+    workers: Workers = 2
+    environment: dict[str, str] = {}
+    recycle_after: Annotated[int, Meta(ge=1)] | None = None
+
+
+class StoreSettings(_Table, frozen=True, kw_only=True):
+    """``map_size_gib`` is the LMDB file's fixed, sparse size."""
+
+    url: str = "lmdb:store"
+    map_size_gib: Annotated[int, Meta(ge=1, le=4096)] = 64
+
+
+class AttestationSettings(_Table, frozen=True, kw_only=True):
+    """Which PCRs hosts quote and bind keys to; ``vendor_cas`` is a folder of EK issuers' certificates."""
+
+    bank: Literal["sha256", "sha384"] = PCR_BANK
+    quote_pcrs: tuple[PcrIndex, ...] = BOOT_PCRS
+    binding_pcrs: tuple[PcrIndex, ...] = BOOT_PCRS
+    vendor_cas: str = "vendor-cas"
+
+
+class LogSettings(_Table, frozen=True, kw_only=True):
+    """``auto``: key = value on a terminal, JSON elsewhere."""
+
+    format: Literal["auto", "json", "console"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(_Table, frozen=True, kw_only=True):
+    """The whole file."""
+
+    hsm: HsmSettings
+    service: ServiceSettings = ServiceSettings()
+    store: StoreSettings = StoreSettings()
+    attestation: AttestationSettings = AttestationSettings()
+    log: LogSettings = LogSettings()
+
+
+class Home:
+    """The service's folder: settings, and where everything that they name stands."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder = folder
+        self.settings = settings
+
+    def path(self, text: str) -> Path:
+        """``text`` as an absolute path."""
+        return (self.folder / text).absolute()
+
+    @property
+    def run(self) -> Path:
+        """Sockets and metrics of the running service."""
+        return self.path(self.settings.service.run)
+
+    @property
+    def tls(self) -> Path:
+        """``ca.pem``, ``server.pem``, ``server.key``."""
+        return self.path(self.settings.service.tls)
+
+    @property
+    def store(self) -> Path:
+        """The LMDB folder."""
+        return self.path(self.settings.store.url.removeprefix("lmdb:"))
+
+    @property
+    def vendor_cas(self) -> Path:
+        """EK issuers' certificates, PEM or DER."""
+        return self.path(self.settings.attestation.vendor_cas)
+
+    @property
+    def identities(self) -> Path:
+        """Where `keypeer init` puts the first staff certificates."""
+        return self.path("identities")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port to listen on."""
+        host, _, port = self.settings.service.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    def hsm_sockets(self) -> tuple[Path, ...]:
+        """One Unix socket for each HSM worker."""
+        return tuple(self.run / f"hsm-{index}.sock" for index in range(self.settings.hsm.workers))
+
+    def hsm_worker(self, socket: Path) -> dict[str, object]:
+        """The settings of one HSM worker (hsm_adapter/settings.py)."""
+        hsm = self.settings.hsm
+        source, _, name = hsm.pin.partition(":")
+        worker: dict[str, object] = {
+            "module": hsm.module,
+            "token_label": hsm.token,
+            "pin": f"file:{self.path(name)}" if source == "file" else hsm.pin,
+            "socket": str(socket),
+            "environment": {key: self._expand(value) for key, value in hsm.environment.items()},
+            "exit_with_parent": True,
+        }
+        if hsm.recycle_after is not None:
+            worker["recycle_after"] = hsm.recycle_after
+        return worker
+
+    def _expand(self, value: str) -> str:
+        # `{home}` lets a settings file name SOFTHSM2_CONF without knowing where it will be unpacked.
+        return value.replace("{home}", str(self.folder.absolute()))
+
+
+def default_folder() -> Path:
+    """``$KEYPEER_HOME``, else ``.keypeer`` here when there is one, else ``/var/lib/keypeer``."""
+    if configured := os.environ.get("KEYPEER_HOME"):
+        return Path(configured)
+    here = Path(".keypeer")
+    return here if here.is_dir() else Path("/var/lib/keypeer")
+
+
+def read_home(folder: Path) -> Home:
+    """The settings in ``folder``; raises BadRequest ``settings.*`` naming the file and the key that is wrong."""
+    file = folder / FILE
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise BadRequest("settings.missing", f"{file}: {error.strerror}", hint="keypeer init makes one") from None
+    if len(raw) > SETTINGS_BYTES_MAX:
+        raise BadRequest("settings.invalid", f"{file} has more than {SETTINGS_BYTES_MAX} bytes")
+    try:
+        settings = msgspec.toml.decode(raw, type=Settings)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(
+            "settings.invalid", f"{file}: {error}", hint="unknown keys are errors; see the README"
+        ) from None
+    _check(file, settings)
+    return Home(folder, settings)
+
+
+def _check(file: Path, settings: Settings) -> None:
+    attestation = settings.attestation
+    missing = sorted(set(attestation.binding_pcrs) - set(attestation.quote_pcrs))
+    if missing or not attestation.binding_pcrs:
+        raise BadRequest(
+            "settings.invalid",
+            f"{file}: attestation.binding_pcrs must be some of attestation.quote_pcrs",
+            hint="quote what you bind to",
+        )
+    if not settings.store.url.startswith("lmdb:"):
+        raise BadRequest("settings.invalid", f"{file}: store.url is {settings.store.url!r}", hint="lmdb:FOLDER")

@@ -1,0 +1,204 @@
+"""`keypeer serve`: starts web and HSM workers, replaces those that die or hang, stops them together.
+
+The listening sockets are made here and stay open here: connections that wait in one while its worker restarts are
+served by the next worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from hsm_adapter import framing
+from hsm_adapter.protocol import Ping
+from kms import limits
+from kms.errors import BadRequest
+from kms.settings import Home
+from kms.web import metrics
+
+_log = structlog.get_logger("keypeer.supervisor")
+
+
+@dataclass(slots=True)
+class Worker:
+    """One process to keep running. ``socket`` is set for HSM workers, which are pinged on it."""
+
+    name: str
+    command: Sequence[str]
+    files: tuple[int, ...] = ()
+    socket: Path | None = None
+    process: asyncio.subprocess.Process | None = None
+
+
+class Supervisor:
+    """Keeps ``workers`` running until ``stop``."""
+
+    def __init__(self, workers: Sequence[Worker], environment: dict[str, str]) -> None:
+        self._workers = tuple(workers)
+        self._environment = environment
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Asks every worker to finish."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Runs until stopped; every worker has ended when it returns."""
+        keepers = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
+        keepers += [asyncio.create_task(self._watch(worker)) for worker in self._workers if worker.socket]
+        await self._stopping.wait()
+        for worker in self._workers:
+            _signal(worker, signal.SIGTERM)
+        _, late = await asyncio.wait(keepers, timeout=limits.SHUTDOWN_GRACE_S + limits.WATCHDOG_INTERVAL_S)
+        for worker in self._workers:
+            _signal(worker, signal.SIGKILL)
+        if late:
+            await asyncio.wait(late)
+
+    async def _keep(self, worker: Worker) -> None:
+        delay = limits.RESTART_DELAY_S
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            worker.process = await asyncio.create_subprocess_exec(
+                *worker.command, pass_fds=worker.files, env=self._environment, stdin=asyncio.subprocess.DEVNULL
+            )
+            code = await worker.process.wait()
+            metrics.worker_died(worker.process.pid)
+            if self._stopping.is_set():
+                return
+            lived = time.monotonic() - started
+            # An HSM worker that recycles itself ends well; one that dies young is given more and more time.
+            delay = limits.RESTART_DELAY_S if code == 0 or lived > limits.WORKER_STEADY_S else delay * 2
+            delay = min(delay, limits.RESTART_DELAY_MAX_S)
+            log = _log.info if code == 0 else _log.warning
+            log("worker ended", worker=worker.name, code=code, lived_s=round(lived, 1), restart_in_s=delay)
+            await _sleep(self._stopping, 0 if code == 0 else delay)
+
+    async def _watch(self, worker: Worker) -> None:
+        """Kills an HSM worker that stops answering: its one thread is stuck in the module."""
+        while not self._stopping.is_set():
+            await _sleep(self._stopping, limits.WATCHDOG_INTERVAL_S)
+            process = worker.process
+            if worker.socket is None or process is None or process.returncode is not None:
+                continue
+            if await _hangs(worker.socket) and process is worker.process and process.returncode is None:
+                _log.error("worker hangs", worker=worker.name, deadline_s=limits.HSM_OPERATION_DEADLINE_S)
+                _signal(worker, signal.SIGKILL)
+
+
+async def _sleep(stopping: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(stopping.wait(), seconds)
+    except TimeoutError:
+        return
+
+
+async def _hangs(path: Path) -> bool:
+    """Whether a worker that accepts connections leaves a ping unanswered past the deadline."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+    except OSError:
+        return False  # not listening: starting, or gone; its process tells
+    try:
+        writer.write(framing.encode_request(1, [Ping()]))
+        async with asyncio.timeout(limits.HSM_OPERATION_DEADLINE_S):
+            await reader.readexactly(framing.HEADER_BYTES)
+    except TimeoutError:
+        return True
+    except (OSError, asyncio.IncompleteReadError):
+        return False
+    finally:
+        writer.close()
+    return False
+
+
+def _signal(worker: Worker, number: signal.Signals) -> None:
+    if worker.process is not None and worker.process.returncode is None:
+        try:
+            worker.process.send_signal(number)
+        except ProcessLookupError:
+            return
+
+
+def listeners(address: tuple[str, int], count: int) -> list[socket.socket]:
+    """``count`` sockets on one address (SO_REUSEPORT): the kernel spreads connections over the workers."""
+    host, port = address
+    sockets = []
+    for _ in range(count):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise BadRequest(
+                "settings.listen", f"can't listen on {host}:{port}: {error.strerror}", hint="change service.listen"
+            ) from None
+        port = port or listener.getsockname()[1]
+        listener.listen(limits.LISTEN_BACKLOG)
+        listener.set_inheritable(True)
+        sockets.append(listener)
+    return sockets
+
+
+def refuse_second(address: tuple[str, int]) -> None:
+    """Refuses to start beside a service that answers on ``address``: SO_REUSEPORT would let both in, unseen."""
+    try:
+        socket.create_connection(address, timeout=1).close()
+    except OSError:
+        return
+    raise BadRequest(
+        "settings.listen",
+        f"something answers on {address[0]}:{address[1]} already",
+        hint="stop the other service, or change service.listen",
+    )
+
+
+def hsm_workers(home: Home) -> list[Worker]:
+    """The HSM workers of the settings, each with its own settings file in the run folder."""
+    home.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    workers = []
+    for path in home.hsm_sockets():
+        config = path.with_suffix(".json")
+        config.write_text(json.dumps(home.hsm_worker(path)))
+        config.chmod(0o600)
+        workers.append(Worker(path.stem, (sys.executable, "-m", "hsm_adapter", "--config", str(config)), socket=path))
+    return workers
+
+
+def web_workers(home: Home, sockets: Sequence[socket.socket]) -> list[Worker]:
+    """One web worker for each listening socket."""
+    return [
+        Worker(
+            f"web-{index}",
+            (sys.executable, "-m", "kms", "worker", str(home.folder), str(index), str(listener.fileno())),
+            files=(listener.fileno(),),
+        )
+        for index, listener in enumerate(sockets)
+    ]
+
+
+async def supervise(home: Home, ready: Callable[[], None]) -> None:
+    """The whole service, until SIGTERM or SIGINT; ``ready`` is called when its workers have been started."""
+    refuse_second(home.address)
+    sockets = listeners(home.address, home.settings.service.workers)
+    folder = home.run / "metrics"
+    metrics.clear(folder)
+    environment = {**os.environ, metrics.FOLDER_VARIABLE: str(folder)}
+    supervisor = Supervisor([*hsm_workers(home), *web_workers(home, sockets)], environment)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, supervisor.stop)
+    ready()
+    await supervisor.run()
