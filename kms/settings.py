@@ -127,10 +127,15 @@ class Home:
         """The settings of one HSM worker (hsm_adapter/settings.py)."""
         hsm = self.settings.hsm
         source, _, name = hsm.pin.partition(":")
+        pin = hsm.pin
+        if source == "file":
+            pin = f"file:{self.path(name)}"
+        elif source == "prompt":
+            pin = "fd:0"  # the supervisor asks once and hands it on
         worker: dict[str, object] = {
             "module": hsm.module,
             "token_label": hsm.token,
-            "pin": f"file:{self.path(name)}" if source == "file" else hsm.pin,
+            "pin": pin,
             "socket": str(socket),
             "environment": {key: self._expand(value) for key, value in hsm.environment.items()},
             "exit_with_parent": True,

@@ -20,6 +20,7 @@ from pathlib import Path
 import structlog
 
 from hsm_adapter import framing
+from hsm_adapter.pin import Pin, read_pin
 from hsm_adapter.protocol import Ping
 from kms import limits
 from kms.errors import BadRequest
@@ -37,6 +38,7 @@ class Worker:
     command: Sequence[str]
     files: tuple[int, ...] = ()
     socket: Path | None = None
+    pin: Pin | None = None  # prompted for; handed to the worker on its standard input
     process: asyncio.subprocess.Process | None = None
 
 
@@ -69,9 +71,7 @@ class Supervisor:
         delay = limits.RESTART_DELAY_S
         while not self._stopping.is_set():
             started = time.monotonic()
-            worker.process = await asyncio.create_subprocess_exec(
-                *worker.command, pass_fds=worker.files, env=self._environment, stdin=asyncio.subprocess.DEVNULL
-            )
+            worker.process = await self._start(worker)
             code = await worker.process.wait()
             metrics.worker_died(worker.process.pid)
             if self._stopping.is_set():
@@ -83,6 +83,16 @@ class Supervisor:
             log = _log.info if code == 0 else _log.warning
             log("worker ended", worker=worker.name, code=code, lived_s=round(lived, 1), restart_in_s=delay)
             await _sleep(self._stopping, 0 if code == 0 else delay)
+
+    async def _start(self, worker: Worker) -> asyncio.subprocess.Process:
+        stdin = asyncio.subprocess.DEVNULL if worker.pin is None else asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *worker.command, pass_fds=worker.files, env=self._environment, stdin=stdin
+        )
+        if worker.pin is not None and process.stdin is not None:
+            process.stdin.write(worker.pin.reveal().encode())
+            process.stdin.close()
+        return process
 
     async def _watch(self, worker: Worker) -> None:
         """Kills an HSM worker that stops answering: its one thread is stuck in the module."""
@@ -168,12 +178,15 @@ def refuse_second(address: tuple[str, int]) -> None:
 def hsm_workers(home: Home) -> list[Worker]:
     """The HSM workers of the settings, each with its own settings file in the run folder."""
     home.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    pin = read_pin("prompt") if home.settings.hsm.pin == "prompt" else None
     workers = []
     for path in home.hsm_sockets():
         config = path.with_suffix(".json")
         config.write_text(json.dumps(home.hsm_worker(path)))
         config.chmod(0o600)
-        workers.append(Worker(path.stem, (sys.executable, "-m", "hsm_adapter", "--config", str(config)), socket=path))
+        workers.append(
+            Worker(path.stem, (sys.executable, "-m", "hsm_adapter", "--config", str(config)), socket=path, pin=pin)
+        )
     return workers
 
 

@@ -1,0 +1,173 @@
+"""`keypeer init`: from a module, a token and a PIN source to a service that can start.
+
+Every step looks first at what is there, so running it again mends what is missing, renews what is about to expire, and
+changes nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from hsm_adapter.pin import Pin, read_pin
+from kms.cli.common import folder, home_option, in_words, json_option, say
+from kms.cli.files import write_new
+from kms.cli.steps import Done
+from kms.cli.worker import hsm_worker
+from kms.errors import BadRequest, Unavailable
+from kms.settings import FILE, Home, read_home
+
+PROVISION_DEADLINE_S = 120  # seconds; key generation in a real HSM takes a few each
+
+_TEMPLATE = """\
+# keypeer's settings. Relative paths start at this file's folder; {{home}} stands for it in hsm.environment.
+# Unknown keys are errors. Values that are left out have the defaults of kms/settings.py.
+
+[service]
+listen = {listen}
+names = {names}            # of the server certificate
+workers = 2
+
+[hsm]
+module = {module}
+token = {token}
+pin = {pin}                # file:PATH, credential:NAME (systemd), env:NAME, or prompt
+workers = 2
+environment = {environment}
+
+[store]
+url = "lmdb:store"
+map_size_gib = 64          # address space, not disk: the file grows as it fills
+
+[attestation]
+quote_pcrs = [0, 1, 2, 3, 4, 5, 6, 7]
+binding_pcrs = [0, 1, 2, 3, 4, 5, 6, 7]
+vendor_cas = "vendor-cas"  # certificates of the EK issuers that you trust
+"""
+
+
+@click.command()
+@home_option
+@click.option("--module", help="Path of the PKCS#11 module; needed the first time.")
+@click.option("--token", default="keypeer", show_default=True, help="Token label.")
+@click.option("--pin", default="file:token/pin", show_default=True, help="The PIN's source.")
+@click.option("--so-pin", default=None, help="The SO PIN's source; a blank token is initialised with it.")
+@click.option("--env", "environment", multiple=True, help="NAME=VALUE for the module, such as SOFTHSM2_CONF.")
+@click.option("--listen", default="127.0.0.1:8443", show_default=True, help="Address and port.")
+@click.option("--name", "names", multiple=True, help="A DNS name or address for the server certificate.")
+@json_option
+@in_words
+def init(
+    home: Path | None,
+    module: str | None,
+    token: str,
+    pin: str,
+    so_pin: str | None,
+    environment: tuple[str, ...],
+    listen: str,
+    names: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Set the service up: settings, HSM keys, certificates of the service and of its first staff."""
+    place, done = folder(home), Done()
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not (place / FILE).exists():
+        if module is None:
+            raise BadRequest("settings.missing", f"{place / FILE} doesn't exist", hint="name the --module to make one")
+        _write_settings(place / FILE, module, token, pin, environment, listen, names or ("localhost", "127.0.0.1"))
+        done.add(f"wrote {place / FILE}")
+    settled = read_home(place)
+    for path in (settled.vendor_cas, settled.tls, settled.identities):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    asked = read_pin("prompt") if settled.settings.hsm.pin == "prompt" else None
+    _provision(settled, so_pin, asked, done)
+    asyncio.run(_issue(settled, asked, done))
+    if as_json:
+        click.echo(json.dumps({"home": str(settled.folder.absolute()), "done": done.steps}))
+    elif not done.steps:
+        say("init: everything is there already")
+
+
+def _write_settings(
+    file: Path,
+    module: str,
+    token: str,
+    pin: str,
+    environment: tuple[str, ...],
+    listen: str,
+    names: tuple[str, ...],
+) -> None:
+    pairs = dict(pair.partition("=")[::2] for pair in environment)
+    inline = "{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in pairs.items()) + " }"
+    text = _TEMPLATE.format(
+        listen=json.dumps(listen),
+        names=json.dumps(list(names)),
+        module=json.dumps(module),
+        token=json.dumps(token),
+        pin=json.dumps(pin),
+        environment=inline,
+    )
+    write_new(file, text.encode())
+
+
+def _provision(home: Home, so_pin: str | None, asked: Pin | None, done: Done) -> None:
+    """Token and keys, in a process of their own: this one never loads the module."""
+    worker = home.hsm_worker(home.run / "init.sock")
+    command = [sys.executable, "-m", "hsm_adapter.provision", "--module", str(worker["module"])]
+    command += ["--label", str(worker["token_label"]), "--pin", str(worker["pin"])]
+    if so_pin is not None:
+        kind, _, path = so_pin.partition(":")
+        command += ["--so-pin", f"file:{home.path(path)}" if kind == "file" else so_pin]
+    environment = {**os.environ, **home.settings.hsm.environment, **_environment(worker)}
+    try:
+        result = subprocess.run(
+            command,
+            env=environment,
+            input=asked.reveal() if asked else "",
+            capture_output=True,
+            text=True,
+            timeout=PROVISION_DEADLINE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise Unavailable(
+            "hsm.unavailable", f"the token didn't answer in {PROVISION_DEADLINE_S} s", hint="is the HSM reachable?"
+        ) from None
+    if result.returncode != 0:
+        code, _, detail = result.stderr.strip().partition(": ")
+        raise Unavailable(
+            code if code.startswith("hsm.") else "hsm.unavailable",
+            detail or result.stderr.strip(),
+            hint="check module, token label and PIN source in the settings",
+        )
+    answer = json.loads(result.stdout)
+    if answer["initialised"]:
+        done.add(f"initialised the token {worker['token_label']}")
+    if answer["made"]:
+        done.add(f"made in the HSM: {', '.join(answer['made'])}")
+
+
+def _environment(worker: dict[str, object]) -> dict[str, str]:
+    environment = worker["environment"]
+    return {str(key): str(value) for key, value in environment.items()} if isinstance(environment, dict) else {}
+
+
+async def _issue(home: Home, asked: Pin | None, done: Done) -> None:
+    from kms.app import open_store
+    from kms.cli.issuer import Issuer
+    from kms.custody.client import HsmClient
+
+    with hsm_worker(home, asked) as socket:
+        custody = HsmClient([socket])
+        await custody.start()
+        try:
+            async with open_store(home) as store:
+                await Issuer(home, custody, store, done).run()
+        finally:
+            await custody.close()

@@ -1,0 +1,140 @@
+"""The first certificates: the CA's own, the service's, and one for each staff role."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import ssl
+import time
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from kms import limits, pki
+from kms.audit.record import AuditRecord, encode_record
+from kms.cli.files import write_private
+from kms.cli.steps import Done
+from kms.custody.port import Custody
+from kms.domain import Principal, Role
+from kms.errors import KeypeerError
+from kms.records import PRINCIPALS, Records
+from kms.settings import Home
+from kms.store.port import Check, Commit, Committed, Store
+
+RENEW_BEFORE_S = 30 * 86400  # seconds left below which a certificate is issued anew
+STAFF: tuple[Role, ...] = ("officer", "operator", "auditor")
+
+
+class Issuer:
+    """Issues what is missing or about to expire; everything else stays."""
+
+    def __init__(self, home: Home, custody: Custody, store: Store, done: Done) -> None:
+        self._home = home
+        self._custody = custody
+        self._store = store
+        self._records = Records(store, custody)
+        self._done = done
+        self._now = int(time.time())
+
+    async def run(self) -> None:
+        """All certificates, the CA's first."""
+        public_key = (await self._custody.describe()).public_keys["ca"]
+        ca = await self._ca(public_key)
+        await self._server(ca)
+        for role in STAFF:
+            await self._staff(ca, role)
+
+    async def _ca(self, public_key: bytes) -> bytes:
+        path = self._home.tls / "ca.pem"
+        if path.exists():
+            ca = ssl.PEM_cert_to_DER_cert(path.read_text("ascii"))
+            _check_ca(path, ca, public_key)
+            return ca
+        tbs = pki.ca_tbs(public_key, serial=os.urandom(pki.SERIAL_BYTES), now=self._now)
+        ca = await self._sign(tbs)
+        write_private(path, pki.to_pem(ca).encode())
+        self._done.add(f"issued the CA certificate {path}")
+        return ca
+
+    async def _server(self, ca: bytes) -> None:
+        path = self._home.tls / "server.pem"
+        if not _expires_soon(path, self._now):
+            return
+        spki, key = _new_key()
+        names = self._home.settings.service.names
+        tbs = pki.server_tbs(spki, ca, hosts=names, serial=os.urandom(pki.SERIAL_BYTES), now=self._now)
+        write_private(self._home.tls / "server.key", key)
+        write_private(path, pki.to_pem(await self._sign(tbs)).encode())
+        self._done.add(f"issued the server certificate for {', '.join(names)}")
+
+    async def _staff(self, ca: bytes, role: Role) -> None:
+        place = self._home.identities / role
+        known = await self._records.load(PRINCIPALS, f"{role}/{role}")
+        if known is not None and not _expires_soon(place / "cert.pem", self._now):
+            return
+        spki, key = _new_key()
+        certificate = await self._sign(
+            pki.client_tbs(
+                spki,
+                ca,
+                role=role,
+                name=role,
+                serial=os.urandom(pki.SERIAL_BYTES),
+                now=self._now,
+                life=limits.STAFF_CERTIFICATE_LIFE_S,
+            )
+        )
+        principal = Principal(role, role, hashlib.sha256(certificate).digest(), self._now)
+        entry = AuditRecord(
+            time=time.time(),
+            action="principal.issue",
+            outcome="done",
+            actor="keypeer init",
+            role="",
+            facts={"principal": f"{role}/{role}", "certificate_sha256": principal.certificate_sha256.hex()},
+        )
+        check = known.check if known else Check(PRINCIPALS.key(f"{role}/{role}"), 0)
+        puts = await self._records.seal([(PRINCIPALS, f"{role}/{role}", principal)])
+        self._write_identity(place, certificate, key, ca)
+        outcome = await self._store.commit(Commit(checks=[check], puts=puts, entries=[encode_record(entry)]))
+        if not isinstance(outcome, Committed):
+            raise KeypeerError("store.conflict", f"someone else issued a certificate for {role} at the same time")
+        self._done.add(f"issued the first {role} certificate in {place}")
+
+    def _write_identity(self, place: Path, certificate: bytes, key: bytes, ca: bytes) -> None:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _, port = self._home.address
+        write_private(place / "key.pem", key)
+        write_private(place / "cert.pem", pki.to_pem(certificate).encode())
+        write_private(place / "ca.pem", pki.to_pem(ca).encode())
+        write_private(place / "server", f"https://{self._home.settings.service.names[0]}:{port}\n".encode())
+
+    async def _sign(self, tbs: bytes) -> bytes:
+        return pki.assemble(tbs, await self._custody.sign("ca", tbs))
+
+
+def _check_ca(path: Path, ca: bytes, public_key: bytes) -> None:
+    known = x509.load_der_x509_certificate(ca).public_key()
+    spki = known.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    if spki != public_key:
+        raise KeypeerError(
+            "settings.ca",
+            f"{path} isn't the certificate of this token's CA key",
+            hint="the settings name another token than before, or the folder is another service's",
+        )
+
+
+def _new_key() -> tuple[bytes, bytes]:
+    """A P-256 key: its SPKI (DER), and PKCS#8 in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    spki = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return spki, pem
+
+
+def _expires_soon(path: Path, now: int) -> bool:
+    if not path.exists():
+        return True
+    return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp() - now < RENEW_BEFORE_S
