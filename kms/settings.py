@@ -14,6 +14,7 @@ from kms.errors import BadRequest
 
 FILE = "keypeer.toml"
 SETTINGS_BYTES_MAX = 65_536  # bytes
+UNIX_PATH_BYTES_MAX = 107  # bytes; sun_path of unix(7) less its NUL
 
 Workers = Annotated[int, Meta(ge=1, le=64)]
 PcrIndex = Annotated[int, Meta(ge=0, le=23)]
@@ -121,6 +122,13 @@ class Home:
 
     def hsm_sockets(self) -> tuple[Path, ...]:
         """One Unix socket for each HSM worker."""
+        longest = len(os.fsencode(self.run)) + len("/command-4194304.sock")
+        if longest > UNIX_PATH_BYTES_MAX:
+            raise BadRequest(
+                "settings.run",
+                f"{self.run} is too long for Unix sockets in it ({longest} bytes)",
+                hint=f"let service.run name a folder whose path has {UNIX_PATH_BYTES_MAX - 21} bytes at most",
+            )
         return tuple(self.run / f"hsm-{index}.sock" for index in range(self.settings.hsm.workers))
 
     def hsm_worker(self, socket: Path) -> dict[str, object]:

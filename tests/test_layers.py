@@ -28,6 +28,7 @@ FLOORS = {
     "hsm_adapter.framing": 1.5,
     "hsm_adapter.limits": 1.5,
     "hsm_adapter.errors": 1.5,
+    "hsm_adapter.pin": 1.5,
     "kms.store.port": 2,
     "kms.custody.port": 2,
     "kms.views": 2.3,

@@ -34,6 +34,7 @@ def doctor(home: Path | None, as_json: bool) -> None:
         HealthCheck(id="settings", ok=True, found=f"{place.folder} reads well"),
         *_permissions(place),
         *_certificates(place, time.time()),
+        *_module(place),
         *asyncio.run(_parts(place)),
         _service(place),
     ]
@@ -89,6 +90,13 @@ def _certificates(home: Home, now: float) -> Iterator[HealthCheck]:
         yield HealthCheck(id="certificate", ok=good, found=f"{name} {when}", mend=mend)
 
 
+def _module(home: Home) -> Iterator[HealthCheck]:
+    module = home.settings.hsm.module
+    there = Path(module).is_file()
+    mend = "" if there else "install it, or mend hsm.module in the settings"
+    yield HealthCheck(id="hsm.module", ok=there, found=f"{module} is {'there' if there else 'missing'}", mend=mend)
+
+
 async def _parts(home: Home) -> list[HealthCheck]:
     return [await _hsm(home), *await _store(home)]
 
@@ -99,12 +107,8 @@ async def _hsm(home: Home) -> HealthCheck:
     from kms.cli.worker import hsm_worker
     from kms.custody.client import HsmClient
 
-    hsm = home.settings.hsm
-    if not Path(hsm.module).is_file():
-        return HealthCheck(
-            id="hsm.module", ok=False, found=f"{hsm.module} isn't there", mend="install it, or mend hsm.module"
-        )
-    with hsm_worker(home, read_pin("prompt") if hsm.pin == "prompt" else None) as socket:
+    asked = read_pin("prompt") if home.settings.hsm.pin == "prompt" else None
+    with hsm_worker(home, asked) as socket:
         custody = HsmClient([socket])
         await custody.start()
         try:

@@ -1,0 +1,51 @@
+# Sourced by run.sh and test.sh: brings a Debian 12 machine to where keypeer can run. Installs only what is missing and
+# says so. Sets KEYPEER_ROOT and puts the virtual environment first in PATH.
+
+KEYPEER_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=$KEYPEER_ROOT/.venv
+
+# The service (SoftHSM, its Python), its hosts' TPMs (swtpm, the TSS), and what the documented flow without SDK uses.
+PACKAGES=(
+    ca-certificates curl gcc libc6-dev libtss2-dev openssl pkg-config procps python3 python3-dev python3-venv
+    softhsm2 swtpm swtpm-tools tpm2-tools
+)
+
+say() { printf '\033[1m==\033[0m %s\n' "$*" >&2; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then "$@"
+    elif command -v sudo >/dev/null; then sudo "$@"
+    else die "installing packages needs root or sudo: $*"
+    fi
+}
+
+install_packages() {
+    local missing=() package
+    for package in "$@"; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    [ ${#missing[@]} -eq 0 ] && return
+    say "installing from Debian: ${missing[*]}"
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# One virtual environment with everything; made anew only when pyproject.toml changed.
+install_python() {
+    local wanted
+    wanted=$(sha256sum <"$KEYPEER_ROOT/pyproject.toml")
+    if [ "$(cat "$VENV/.installed" 2>/dev/null)" != "$wanted" ]; then
+        say "installing keypeer and its dependencies from PyPI into .venv"
+        [ -x "$VENV/bin/python" ] || /usr/bin/python3 -m venv "$VENV"
+        "$VENV/bin/pip" install --quiet --disable-pip-version-check --editable "$KEYPEER_ROOT[tpm,server,test]"
+        printf '%s\n' "$wanted" >"$VENV/.installed"
+    fi
+    PATH=$VENV/bin:$PATH
+}
+
+set_up() {
+    [ -r /etc/debian_version ] || die "this script knows Debian; elsewhere install: ${PACKAGES[*]}"
+    install_packages "${PACKAGES[@]}"
+    install_python
+}

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# All the set-up, then every check and every test. Arguments go to pytest.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+set_up
+cd "$KEYPEER_ROOT"
+say "ruff"
+ruff check --quiet .
+ruff format --check --quiet .
+say "mypy"
+mypy --no-error-summary
+say "pytest"
+exec python -m pytest "$@"
