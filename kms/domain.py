@@ -118,12 +118,14 @@ class Counters(Record, frozen=True):
 
 
 class BindingKey(Record, frozen=True):
-    """A certified, PCR-bound RSA decrypt key of a host's TPM, good for one boot."""
+    """A certified, PCR-bound RSA decrypt key of a host's TPM, good for one boot. ``auth_policy`` is the PolicyPCR
+    digest that the TPM wants met before it uses the key."""
 
     name: bytes
     modulus: bytes
     exponent: int
     counters: Counters
+    auth_policy: bytes = b""
 
 
 class AppraisalFacts(Record, frozen=True):

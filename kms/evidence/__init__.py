@@ -1,0 +1,1 @@
+"""Evidence appraised (RFC 9334): bytes and ``now`` in, an ``Appraisal`` or every reason against it out. Pure."""

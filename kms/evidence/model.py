@@ -1,0 +1,84 @@
+"""What a host sends, and what the service expects of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kms.domain import Baseline, BindingKey, Counters
+from kms.errors import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class GeoEvidence:
+    """A geo-tag (JSON bytes and the service's signature, DER) and the AK's NV_Certify of the index that holds its
+    digest (TPMS_ATTEST, TPMT_SIGNATURE)."""
+
+    statement: bytes
+    tag_signature: bytes
+    attest: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BindingEvidence:
+    """A binding key's TPM2B_PUBLIC and the AK's TPM2_Certify of it (TPMS_ATTEST, TPMT_SIGNATURE)."""
+
+    public: bytes
+    attest: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One exchange's evidence, nothing of it proven. ``pcr_values`` are the quoted PCRs' values, concatenated in
+    ascending order; ``binding_name`` is the TPM Name of the key that shall receive session keys."""
+
+    quote_attest: bytes
+    quote_signature: bytes
+    pcr_values: bytes
+    binding_name: bytes
+    geo: GeoEvidence | None
+    binding: BindingEvidence | None
+
+
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """What the service knows about the host, and what this exchange asked for.
+
+    ``ek_digest``: SHA-256 of the EK's TPMT_PUBLIC. ``ak_public``: the enrolled AK's TPMT_PUBLIC. ``qualifying_data``:
+    keypeer.wire.canonical.qualifying_data of this exchange. ``geo_public_key``: SPKI DER, EC P-256. ``known_binding``
+    and ``previous``: from the host's session, when it has one.
+    """
+
+    host: str
+    ek_digest: bytes
+    ak_public: bytes
+    qualifying_data: bytes
+    bank: Literal["sha256", "sha384"]
+    quote_pcrs: frozenset[int]
+    binding_pcrs: tuple[int, ...]
+    baselines: tuple[Baseline, ...]
+    geo_public_key: bytes
+    current_tag: str | None
+    known_binding: BindingKey | None
+    previous: Counters | None
+
+    def __post_init__(self) -> None:
+        # A binding key over PCRs that the quote doesn't show could be bound to anything.
+        if not set(self.binding_pcrs) <= self.quote_pcrs or not self.binding_pcrs:
+            raise ValueError("binding_pcrs must be a part of quote_pcrs, and not empty")
+
+
+class Findings:
+    """Collects the reasons against a host's evidence; all checks add to one."""
+
+    __slots__ = ("host", "reasons")
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.reasons: list[Reason] = []
+
+    def add(self, id_: str, *, asked: str, found: str, mend: str) -> None:
+        """One failed check, under its stable dotted id."""
+        self.reasons.append(Reason(id_, asked, found, mend))
