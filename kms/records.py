@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hmac
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar, cast
 
 import msgspec
 
 from keypeer.wire.encoding import field
 from keypeer.wire.messages import PolicyDocument
 from kms import domain, limits
-from kms.custody.port import Custody, KeyRecord
+from kms.custody.port import Custody, KeyRecord, MacValue
 from kms.errors import Unavailable
 from kms.policy.model import Policy, compile_policy
 from kms.store.port import Check, Item, Store
@@ -33,6 +33,14 @@ _encode = msgspec.msgpack.Encoder().encode
 _document = msgspec.json.Decoder(PolicyDocument)
 
 
+class Unsealed(NamedTuple):
+    """A record's store key and msgpack, and whether it gets a seal."""
+
+    key: bytes
+    payload: bytes
+    sealed: bool
+
+
 class Kind(Generic[T]):
     """One kind of record: where it stands in the store and what it is."""
 
@@ -44,6 +52,10 @@ class Kind(Generic[T]):
     def key(self, name: str) -> bytes:
         """The store key of the record called ``name``."""
         return self.prefix + name.encode()
+
+    def put(self, name: str, record: T) -> Unsealed:
+        """``record`` on its way to ``Records.seal``."""
+        return Unsealed(self.key(name), _encode(record), self.sealed)
 
     def name(self, key: bytes) -> str:
         """The inverse of ``key``."""
@@ -98,7 +110,7 @@ class Records:
     def __init__(self, store: Store, custody: Custody) -> None:
         self._store = store
         self._custody = custody
-        self._verified: OrderedDict[tuple[bytes, bytes], domain.Record] = OrderedDict()
+        self._verified: OrderedDict[tuple[bytes, bytes], object] = OrderedDict()
 
     async def load(self, kind: Kind[T], name: str) -> Loaded[T] | None:
         """The record, freshly read and verified; raises ``store.tampered`` when its seal doesn't hold."""
@@ -124,18 +136,11 @@ class Records:
             await self._verify(kind, [item for item in items if item is not None])
         return [None if item is None else self._decode(kind, item) for item in items]
 
-    async def seal(self, entries: Iterable[tuple[Kind[T], str, T]]) -> list[tuple[bytes, bytes]]:
-        """What to put for each (kind, name, record), one HSM round trip for all."""
-        plain = [(kind.key(name), _encode(record), kind.sealed) for kind, name, record in entries]
-        to_seal = [_mac_input(key, payload) for key, payload, sealed in plain if sealed]
-        macs = iter(await self._custody.mac(to_seal) if to_seal else [])
-        puts = []
-        for key, payload, sealed in plain:
-            if sealed:
-                mac = next(macs)
-                payload = mac.mac_key.to_bytes(4, "big") + mac.mac + payload  # noqa: PLW2901 - the sealed form replaces it
-            puts.append((key, payload))
-        return puts
+    async def seal(self, records: Sequence[Unsealed]) -> list[tuple[bytes, bytes]]:
+        """What to put for each record, one HSM round trip for all."""
+        to_seal = [_mac_input(record.key, record.payload) for record in records if record.sealed]
+        macs = iter(await self._custody.mac(to_seal) if to_seal else ())
+        return [(key, _sealed(next(macs), payload) if sealed else payload) for key, payload, sealed in records]
 
     async def _verify(self, kind: Kind[T], items: list[Item]) -> None:
         fresh = [item for item in items if (item.key, item.value) not in self._verified]
@@ -151,15 +156,14 @@ class Records:
             if not hmac.compare_digest(item.value[4:_HEAD_BYTES], expected.mac):
                 raise _tampered(item.key)
             self._verified[item.key, item.value] = kind.decoder.decode(item.value[_HEAD_BYTES:])
-            if len(self._verified) > limits.VERIFIED_RECORDS_MAX:
+            if len(self._verified) > limits.VERIFIED_RECORDS_MAX + len(items):
                 self._verified.popitem(last=False)
 
     def _decode(self, kind: Kind[T], item: Item) -> Loaded[T]:
-        known = self._verified.get((item.key, item.value)) if kind.sealed else None
-        value = (
-            known if known is not None else kind.decoder.decode(item.value[_HEAD_BYTES:] if kind.sealed else item.value)
-        )
-        return Loaded(item.key, value, item.version)  # type: ignore[arg-type]  # the key's prefix tells the type
+        if not kind.sealed:
+            return Loaded(item.key, kind.decoder.decode(item.value), item.version)
+        # The key's prefix tells the type, and it was verified a moment ago.
+        return Loaded(item.key, cast("T", self._verified[item.key, item.value]), item.version)
 
 
 async def load_policy(records: Records, name: str) -> Loaded[Policy] | None:
@@ -171,6 +175,10 @@ async def load_policy(records: Records, name: str) -> Loaded[Policy] | None:
 @lru_cache(limits.COMPILED_POLICIES_MAX)
 def _compile(name: str, document: bytes) -> Policy:
     return compile_policy(name, _document.decode(document))
+
+
+def _sealed(mac: MacValue, payload: bytes) -> bytes:
+    return mac.mac_key.to_bytes(4, "big") + mac.mac + payload
 
 
 def _mac_input(key: bytes, payload: bytes) -> bytes:

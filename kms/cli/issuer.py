@@ -96,7 +96,7 @@ class Issuer:
             facts={"principal": f"{role}/{role}", "certificate_sha256": principal.certificate_sha256.hex()},
         )
         check = known.check if known else Check(PRINCIPALS.key(f"{role}/{role}"), 0)
-        puts = await self._records.seal([(PRINCIPALS, f"{role}/{role}", principal)])
+        puts = await self._records.seal([PRINCIPALS.put(f"{role}/{role}", principal)])
         self._write_identity(place, certificate, key, ca)
         outcome = await self._store.commit(Commit(checks=[check], puts=puts, entries=[encode_record(entry)]))
         if not isinstance(outcome, Committed):

@@ -110,7 +110,7 @@ async def _refuse(
         reasons=verdict.reasons,
     )
     note = Refusal(at=ctx.now(), reasons=flat(verdict.reasons))
-    puts = await ctx.records.seal([(NONCES, caller.name, left), (REFUSALS, caller.name, note)])
+    puts = await ctx.records.seal([NONCES.put(caller.name, left), REFUSALS.put(caller.name, note)])
     entry = ctx.entry(caller, _ACTION, "refused", host=caller.name, error=error)
     deletes = [SESSIONS.key(caller.name)]
     if await ctx.try_commit(checks=state.checks(caller.name), puts=puts, deletes=deletes, entries=[entry]):
@@ -130,7 +130,7 @@ async def _grant(
     session = await _session(ctx, caller, state.session.value if state.session else None, verdict, now)
     nonce = ctx.random(limits.NONCE_BYTES)
     puts = await ctx.records.seal(
-        [(NONCES, caller.name, nonces.issue(left, nonce, now)), (SESSIONS, caller.name, session)]
+        [NONCES.put(caller.name, nonces.issue(left, nonce, now)), SESSIONS.put(caller.name, session)]
     )
     facts = verdict.facts
     entry = ctx.entry(

@@ -26,7 +26,7 @@ async def put(ctx: Context, caller: Caller, name: str, request: PutBaseline) -> 
     known = await ctx.records.load(BASELINES, name)
     await ctx.commit(
         checks=[known.check if known else Check(BASELINES.key(name), 0)],
-        puts=await ctx.records.seal([(BASELINES, name, baseline)]),
+        puts=await ctx.records.seal([BASELINES.put(name, baseline)]),
         entries=[
             ctx.entry(caller, "baseline.put", "done", facts={"baseline": name, "pcrs": sorted(request.pcrs, key=int)})
         ],

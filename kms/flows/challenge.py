@@ -16,7 +16,7 @@ async def challenge(ctx: Context, caller: Caller, request: ChallengeRequest) -> 
         known = await ctx.records.load(NONCES, caller.name)
         nonce = ctx.random(limits.NONCE_BYTES)
         outstanding = nonces.issue(known.value if known else nonces.EMPTY, nonce, ctx.now())
-        puts = await ctx.records.seal([(NONCES, caller.name, outstanding)])
+        puts = await ctx.records.seal([NONCES.put(caller.name, outstanding)])
         check = known.check if known else Check(NONCES.key(caller.name), 0)
         if await ctx.try_commit(checks=[check], puts=puts, entries=[]):
             return ctx.challenge(nonce, request.purpose)

@@ -82,7 +82,7 @@ async def activate(ctx: Context, request: ActivateRequest) -> EnrolResult:
     certificate = await _issue(ctx, pending, now)
     enrolled = _enrolled(pending, host, certificate, listed, now)
     puts = await ctx.records.seal(
-        [(HOSTS, pending.host, enrolled), (EK_OWNERS, pending.ek_digest.hex(), EkOwner(pending.host))]
+        [HOSTS.put(pending.host, enrolled), EK_OWNERS.put(pending.ek_digest.hex(), EkOwner(pending.host))]
     )
     checks = [
         host.check if host else Check(HOSTS.key(pending.host), 0),

@@ -52,7 +52,7 @@ async def _store(ctx: Context, caller: Caller, host: str, statement: bytes, host
     }
     await ctx.commit(
         checks=[host_check, known.check if known else Check(GEO_TAGS.key(host), 0)],
-        puts=await ctx.records.seal([(GEO_TAGS, host, stored)]),
+        puts=await ctx.records.seal([GEO_TAGS.put(host, stored)]),
         entries=[ctx.entry(caller, "geo-tag.issue", "done", host=host, facts=facts)],
     )
     return view

@@ -16,7 +16,7 @@ async def expect(ctx: Context, caller: Caller, request: ExpectHost) -> None:
     """Puts an EK on the inventory under a host name."""
     known = await ctx.records.load(EXPECTED, request.ek_digest)
     record = ExpectedHost(request.host, bytes.fromhex(request.ek_digest), caller.name, ctx.now())
-    puts = await ctx.records.seal([(EXPECTED, request.ek_digest, record)])
+    puts = await ctx.records.seal([EXPECTED.put(request.ek_digest, record)])
     entry = ctx.entry(caller, "host.expect", "done", host=request.host, facts={"ek_digest": request.ek_digest})
     check = known.check if known else Check(EXPECTED.key(request.ek_digest), 0)
     await ctx.commit(checks=[check], puts=puts, entries=[entry])
@@ -40,7 +40,7 @@ async def _decide(ctx: Context, caller: Caller, name: str, status: HostStatus, w
     action = "host.approve" if status == "approved" else "host.revoke"
     await ctx.commit(
         checks=[host.check],
-        puts=await ctx.records.seal([(HOSTS, name, decided)]),
+        puts=await ctx.records.seal([HOSTS.put(name, decided)]),
         deletes=[SESSIONS.key(name)] if status == "revoked" else [],
         entries=[ctx.entry(caller, action, "done", host=name, facts={"why": why} if why else None)],
     )

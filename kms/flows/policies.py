@@ -24,7 +24,7 @@ async def put(ctx: Context, caller: Caller, name: str, document: PolicyDocument)
     facts: dict[str, str | int | bool | list[str]] = {"policy": name, "document": stored.document.decode()}
     await ctx.commit(
         checks=[known.check if known else Check(POLICIES.key(name), 0)],
-        puts=await ctx.records.seal([(POLICIES, name, stored)]),
+        puts=await ctx.records.seal([POLICIES.put(name, stored)]),
         entries=[ctx.entry(caller, "policy.put", "done", facts=facts)],
     )
     return policy_view(stored)

@@ -49,13 +49,13 @@ class Metrics:
         if FOLDER_VARIABLE not in os.environ:
             return generate_latest(self._registry), CONTENT_TYPE_LATEST
         merged = CollectorRegistry()
-        MultiProcessCollector(merged)
+        MultiProcessCollector(merged)  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
         return generate_latest(merged), CONTENT_TYPE_LATEST
 
 
 def worker_died(pid: int) -> None:
     """Lets the gauges of a dead worker go."""
-    mark_process_dead(pid)
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
 
 
 def clear(folder: Path) -> None:

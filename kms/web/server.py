@@ -36,6 +36,7 @@ ROUTES: tuple[Route, ...] = (
 
 _log = structlog.get_logger("keypeer.web")
 _encode = msgspec.json.Encoder().encode
+_Decode = Callable[[bytes], Any]
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -50,7 +51,7 @@ def application(ctx: Context, metrics: Metrics) -> web.Application:
 
 
 def _handler(ctx: Context, metrics: Metrics, route: Route) -> _Handler:
-    decode = msgspec.json.Decoder(route.request).decode if route.request is not None else None
+    decode: _Decode | None = msgspec.json.Decoder(route.request).decode if route.request is not None else None
 
     async def handle(request: web.Request) -> web.StreamResponse:
         started = time.perf_counter()
@@ -78,7 +79,7 @@ def _certificate(request: web.Request) -> bytes | None:
     return ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None
 
 
-async def _body(request: web.Request, decode: Callable[[bytes], Any]) -> Any:
+async def _body(request: web.Request, decode: _Decode) -> Any:
     if request.content_type != "application/json":
         raise BadRequest(
             "request.content_type",

@@ -76,18 +76,23 @@ class EnrolRequest(Request, frozen=True, kw_only=True):
     ek_certificates: Annotated[tuple[CertificateBytes, ...], Meta(max_length=4)] = ()
 
 
-class EnrolChallenge(Answer, frozen=True, kw_only=True):
-    """MakeCredential on the EK over the AK's Name: only that TPM, with that AK loaded, can open it."""
+EnrolmentToken = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]*$", max_length=8192, description="opaque")]
 
-    enrolment: str
+
+class EnrolChallenge(Answer, frozen=True, kw_only=True):
+    """MakeCredential on the EK over the AK's Name: only that TPM, with that AK loaded, can open it. ``enrolment`` is
+    the service's own sealed note of what was asked; it keeps nothing until the proof arrives."""
+
+    enrolment: EnrolmentToken
     credential: TpmBytes
     encrypted_secret: TpmBytes
     expires_at: UnixSeconds
 
 
 class ActivateRequest(Request, frozen=True, kw_only=True):
-    """The secret that TPM2_ActivateCredential returned."""
+    """The challenge's token and the secret that TPM2_ActivateCredential returned."""
 
+    enrolment: EnrolmentToken
     secret: SmallBytes
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-PCR_BANK = "sha256"  # the only bank accepted by default; SHA-1 never is
+from typing import Final
+
+PCR_BANK: Final = "sha256"  # the only bank accepted by default; SHA-1 never is
 BOOT_PCRS = (0, 1, 2, 3, 4, 5, 6, 7)  # TCG PC Client PFP §3.3.4: firmware to boot loader; don't move while running
 LAUNCH_PCR = 15  # the agent's launch log; moves while the host runs, so never in the binding policy
 IMA_PCR = 10  # Linux IMA; the same
