@@ -1,0 +1,160 @@
+#!/usr/bin/env bash
+# From a bare Debian 12 machine to an attested, geo-checked key release: sets everything up, starts the service and two
+# hosts with software TPMs, and shows one release granted and one refused. Then stays in the foreground.
+#
+#   deploy/run.sh           set up, show, and go on serving until Ctrl-C
+#   deploy/run.sh --once    set up, show, stop; exit 0 when all went as it should, 1 on any surprise
+#
+# State is kept in $KEYPEER_HOME (.keypeer in the checkout unless set) and found again by the next start.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+once=false
+case "${1:-}" in
+    --once) once=true ;;
+    "") ;;
+    *) die "usage: deploy/run.sh [--once]" ;;
+esac
+
+set_up
+cd "$KEYPEER_ROOT"
+export KEYPEER_HOME=${KEYPEER_HOME:-$KEYPEER_ROOT/.keypeer}
+. deploy/demo-hosts.sh
+
+LOG=$KEYPEER_HOME/service.log
+PORT=${KEYPEER_PORT:-8443}
+SERVER=https://localhost:$PORT
+POLICY=eu-production
+BASELINE=demo-boot
+VM=demo-vm
+children=()
+
+finish() {
+    local code=$?
+    trap - EXIT INT TERM
+    [ ${#children[@]} -gt 0 ] && kill "${children[@]}" 2>/dev/null || true
+    wait 2>/dev/null || true
+    exit "$code"
+}
+trap finish EXIT
+trap 'exit 0' INT TERM
+
+surprise() {
+    printf 'error: %s\n' "$*" >&2
+    printf 'the service'\''s log is %s; its last lines:\n' "$LOG" >&2
+    tail -n 15 "$LOG" >&2 || true
+    exit 1
+}
+
+start_service() {
+    say "making the token, the HSM's keys and the first certificates (what is there stays)"
+    softhsm/init-token.sh "$KEYPEER_HOME/token" >&2
+    keypeer init --module "$(softhsm_module)" --pin file:token/pin --so-pin file:token/so-pin \
+        --env 'SOFTHSM2_CONF={home}/token/softhsm2.conf' --listen "127.0.0.1:$PORT"
+    say "starting the service on $SERVER"
+    keypeer serve 2>>"$LOG" &
+    children+=($!)
+    local tries
+    for tries in $(seq 150); do
+        curl --silent --fail --cacert "$KEYPEER_HOME/tls/ca.pem" "$SERVER/readyz" >/dev/null && return
+        kill -0 "${children[0]}" 2>/dev/null || surprise "the service ended"
+        sleep 0.2
+    done
+    surprise "the service isn't ready after 30 s"
+}
+
+softhsm_module() {
+    local path
+    for path in /usr/lib/softhsm/libsofthsm2.so /usr/lib/*/softhsm/libsofthsm2.so; do
+        [ -f "$path" ] && { printf '%s\n' "$path"; return; }
+    done
+    die "no libsofthsm2.so; is softhsm2 installed?"
+}
+
+# A host's whole way in: enrol, officer's approval, geo-tag.
+introduce_host() {
+    local host=$1 country=$2 place=$3 folder=$KEYPEER_HOME/agents/$1
+    if [ ! -f "$folder/host.crt" ]; then
+        say "enrolling $host, approving it, tagging it $country"
+        keypeer agent enrol --server "$SERVER" --ca "$KEYPEER_HOME/tls/ca.pem" --host "$host" \
+            --tcti "$(tcti "$host")" --folder "$folder" >&2
+        keypeer host approve "$host" >&2
+        keypeer geo-tag issue --host "$host" --country "$country" --place "$place" >&2
+    fi
+}
+
+prepare_policy() {
+    keypeer agent pcrs --baseline --host fra-1 >"$KEYPEER_HOME/$BASELINE.json"
+    keypeer baseline put "$BASELINE" "$KEYPEER_HOME/$BASELINE.json" >&2
+    printf '[policy.%s]\ngeo = { countries = ["DE", "FR", "NL"], max_tag_age = "180d" }\nplatform = { baselines = ["%s"] }\nfresh = { evidence = "60s", lease = "10m", grace = "5m" }\n' \
+        "$POLICY" "$BASELINE" >"$KEYPEER_HOME/$POLICY.toml"
+    keypeer policy put "$POLICY" "$KEYPEER_HOME/$POLICY.toml" >&2
+    keypeer vm show "$VM" >/dev/null 2>&1 || keypeer vm create "$VM" --policy "$POLICY" >&2
+}
+
+show_granted() {
+    local answer
+    keypeer agent attest --host fra-1 >&2 || surprise "fra-1 was refused"
+    answer=$(keypeer agent fetch "$VM" --host fra-1 --json) || surprise "fra-1 got no key: $answer"
+    printf 'GRANTED host=fra-1 vm=%s country=%s policy=%s check-value=%s\n' "$VM" "$(field country <<<"$answer")" \
+        "$POLICY" "$(field check_value <<<"$answer")"
+}
+
+show_denied() {
+    local answer
+    keypeer agent attest --host iad-1 >&2 || surprise "iad-1's evidence was refused; only its place should be"
+    answer=$(keypeer agent fetch "$VM" --host iad-1 --json 2>/dev/null) && surprise "iad-1 got the key: it stands in the US"
+    grep -q '"geo.country"' <<<"$answer" || surprise "iad-1 was refused, but not for its country: $answer"
+    printf 'DENIED  host=iad-1 vm=%s geo.country: %s; %s\n' "$VM" "$(reason geo.country found <<<"$answer")" \
+        "$(reason geo.country asked <<<"$answer")"
+}
+
+field() { python -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"; }
+reason() {
+    python -c 'import json, sys
+print(next(r[sys.argv[2]] for r in json.load(sys.stdin)["reasons"] if r["id"] == sys.argv[1]))' "$1" "$2"
+}
+
+mkdir -p "$KEYPEER_HOME"
+chmod 700 "$KEYPEER_HOME"
+start_tpm fra-1
+start_tpm iad-1
+start_service
+introduce_host fra-1 DE "Frankfurt am Main"
+introduce_host iad-1 US "Ashburn, Virginia"
+prepare_policy
+granted=$(show_granted)
+denied=$(show_denied)
+
+if $once; then
+    printf '%s\n%s\n' "$granted" "$denied"
+    exit 0
+fi
+
+for host in fra-1 iad-1; do
+    keypeer agent attest --host "$host" --watch 30 >>"$KEYPEER_HOME/agents/$host.log" 2>&1 &
+    children+=($!)
+done
+printf '%s\n%s\n' "$granted" "$denied"
+cat <<TRY
+
+keypeer serves on $SERVER; both hosts attest every 30 s. In another terminal, in this folder, try:
+
+  . .venv/bin/activate
+  keypeer doctor
+  keypeer host list
+  keypeer host show fra-1
+  keypeer vm create web-1 --policy $POLICY
+  keypeer policy explain --vm $VM --host fra-1
+  keypeer policy explain --vm $VM --host iad-1
+  keypeer agent fetch web-1 --host fra-1
+  keypeer audit tail --json
+
+Change what fra-1 booted, and see its next attestation refused:
+
+  TPM2TOOLS_TCTI=$(tcti fra-1) tpm2_pcrextend 4:sha256=$(printf evil | sha256sum | cut -d' ' -f1)
+  keypeer agent attest --host fra-1
+
+Ctrl-C stops everything; the next start finds its data again.
+TRY
+wait "${children[0]}" || surprise "the service ended"
