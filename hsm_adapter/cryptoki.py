@@ -8,6 +8,7 @@ a call costs a microsecond over the module's own time. Not thread-safe, as the w
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import cffi
@@ -26,7 +27,7 @@ _FUNCTIONS: Final = """
     VerifyRecover DigestEncryptUpdate DecryptDigestUpdate SignEncryptUpdate DecryptVerifyUpdate GenerateKey
     GenerateKeyPair WrapKey UnwrapKey DeriveKey SeedRandom GenerateRandom GetFunctionStatus CancelFunction
     WaitForSlotEvent
-""".split()
+""".split()  # noqa: SIM905 - 68 names read better as prose than as a list
 
 _ffi: Final = cffi.FFI()
 _ffi.cdef(
@@ -38,6 +39,7 @@ _ffi.cdef(
     typedef struct { CK_ULONG hashAlg; CK_ULONG mgf; CK_ULONG source; void *pSourceData; CK_ULONG ulSourceDataLen; }
         CK_RSA_PKCS_OAEP_PARAMS;
     typedef CK_ULONG (*InitToken)(CK_ULONG slot, const CK_BYTE *pin, CK_ULONG pin_len, const CK_BYTE *label);
+    typedef CK_ULONG (*CopyObject)(CK_ULONG session, CK_ULONG object, CK_ATTRIBUTE *, CK_ULONG count, CK_ULONG *copy);
     typedef CK_ULONG (*DestroyObject)(CK_ULONG session, CK_ULONG object);
     typedef CK_ULONG (*SignInit)(CK_ULONG session, CK_MECHANISM *mechanism, CK_ULONG key);
     typedef CK_ULONG (*Sign)(CK_ULONG session, const CK_BYTE *data, CK_ULONG data_len, CK_BYTE *out, CK_ULONG *len);
@@ -67,12 +69,11 @@ class Mechanism:
             self.pointer.pParameter = parameter
             self.pointer.ulParameterLen = _ffi.sizeof(_ffi.typeof(parameter).item)
 
-
-def oaep(hash_mechanism: int, mgf: int) -> Mechanism:
-    """CKM_RSA_PKCS_OAEP (PKCS #11 v3.0 §2.1.8) with an empty label."""
-    specified = 1  # CKZ_DATA_SPECIFIED
-    parameter = _ffi.new("CK_RSA_PKCS_OAEP_PARAMS *", (hash_mechanism, mgf, specified, _ffi.NULL, 0))
-    return Mechanism(0x09, parameter)
+    @classmethod
+    def oaep(cls, hash_number: int, mgf: int) -> Mechanism:
+        """CKM_RSA_PKCS_OAEP (PKCS #11 v3.0 §2.1.8) with an empty label."""
+        specified = 1  # CKZ_DATA_SPECIFIED
+        return cls(0x09, _ffi.new("CK_RSA_PKCS_OAEP_PARAMS *", (hash_number, mgf, specified, _ffi.NULL, 0)))
 
 
 class Template:
@@ -124,6 +125,7 @@ class Session:
 
     def __init__(self, module: Module, handle: int) -> None:
         self._handle = handle
+        self._copy = module.function("CopyObject")
         self._destroy = module.function("DestroyObject")
         self._sign_init = module.function("SignInit")
         self._sign = module.function("Sign")
@@ -175,10 +177,22 @@ class Session:
             raise CryptokiError(rv, "C_UnwrapKey")
         return int(self._key[0])
 
+    def copy(self, key: int, template: Template) -> int:
+        """The handle of a copy that differs by ``template``."""
+        if rv := self._copy(self._handle, key, template.pointer, template.count, self._key):
+            raise CryptokiError(rv, "C_CopyObject")
+        return int(self._key[0])
+
     def destroy(self, key: int) -> None:
         """Destroy a session object."""
         if rv := self._destroy(self._handle, key):
             raise CryptokiError(rv, "C_DestroyObject")
+
+    def destroy_all(self, *keys: int) -> None:
+        """Destroy what can be destroyed; a handle that died with its session or device needs no more."""
+        for key in keys:
+            with suppress(CryptokiError):
+                self.destroy(key)
 
     def _taken(self) -> bytes:
         return bytes(self._out_view[0 : self._length[0]])

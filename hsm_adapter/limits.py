@@ -7,7 +7,6 @@ FRAME_BYTES_MAX = 4 * 1024 * 1024  # bytes; FRAME_OPERATIONS_MAX of the largest 
 FRAME_OPERATIONS_MAX = 512  # operations; about 50 ms of SoftHSM work, so that no frame starves the others
 CONNECTIONS_MAX = 64  # connections; a few for each web worker of one machine
 RECEIVE_BYTES = 256 * 1024  # bytes asked of the kernel in one recv
-SEND_BACKLOG_BYTES_MAX = 8 * 1024 * 1024  # bytes of unread replies after which a client is cut off
 
 # ── fields ─────────────────────────────────────────────────────────────────────────────────────────────────────
 NAME_CHARACTERS_MAX = 255  # characters of a VM or host id; at most 1,020 bytes of UTF-8, inside a u16 field
@@ -21,7 +20,6 @@ RSA_EXPONENT = 65537  # TPM 2.0 Part 2 §12.2.3.5: the default, and the only one
 DATA_BYTES_MAX = 65536  # bytes given to one Mac or Sign
 RANDOM_BYTES_MAX = 4096  # bytes of one Random
 U32_MAX = 0xFFFF_FFFF
-U64_MAX = 0xFFFF_FFFF_FFFF_FFFF
 
 # ── the worker ─────────────────────────────────────────────────────────────────────────────────────────────────
 OPEN_SESSIONS_MAX = 4096  # sessions whose two key handles stay open; about 2 KB each in SoftHSM

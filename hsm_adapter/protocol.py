@@ -16,7 +16,7 @@ from hsm_adapter import limits
 
 Name = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARACTERS_MAX)]
 U32 = Annotated[int, Meta(ge=0, le=limits.U32_MAX)]
-U64 = Annotated[int, Meta(ge=0, le=limits.U64_MAX)]
+U64 = Annotated[int, Meta(ge=0)]  # msgpack itself has no larger integer
 Version = Annotated[int, Meta(ge=1, le=limits.KEY_VERSION_MAX)]
 KeySize = Literal[32, 64]
 Attributes = Annotated[bytes, Meta(max_length=limits.ATTRIBUTES_BYTES_MAX)]

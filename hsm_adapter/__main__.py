@@ -1,0 +1,56 @@
+"""``python -m hsm_adapter --config FILE``: one worker. Exit status 0 after SIGTERM or recycling, 78 on bad settings."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from hsm_adapter import hardening
+from hsm_adapter.engine import Engine
+from hsm_adapter.pin import read_pin
+from hsm_adapter.settings import SettingsError, read_settings
+from hsm_adapter.worker import SocketInUse, Worker
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a worker until it is told to stop or has worn out; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m hsm_adapter", description="Run one HSM worker.")
+    parser.add_argument("--config", required=True, type=Path, help="settings file, JSON or TOML")
+    options = parser.parse_args(arguments)
+    hardening.protect_memory()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    try:
+        settings = read_settings(options.config)
+        if settings.exit_with_parent:
+            hardening.exit_with_parent()
+        os.environ.update(settings.environment)
+        engine = Engine(
+            settings.module,
+            settings.token_label,
+            partial(read_pin, settings.pin),
+            self_test_interval=settings.self_test_interval,
+        )
+        engine.start()
+        Worker(engine, Path(settings.socket), settings.uids, settings.recycle_after).run()
+    except (SettingsError, SocketInUse) as error:
+        sys.stderr.write(f"{error}\n")
+        return os.EX_CONFIG
+    engine.close()
+    return os.EX_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Finding keypeer's few long-lived keys on a token (DESIGN §4), and refusing what only looks like them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+import pkcs11
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from pkcs11 import Attribute, ObjectClass
+
+from hsm_adapter import limits
+from hsm_adapter.errors import Unusable
+from hsm_adapter.translate import translated
+
+KEK_LABEL: Final = "keypeer/kek/"
+MAC_LABEL: Final = "keypeer/record-mac/"
+SIGNING_LABELS: Final = {"ca": "keypeer/ca", "geo": "keypeer/geo", "audit": "keypeer/audit"}
+
+Labelled = dict[str, list[pkcs11.Object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Handles of the long-lived keys. ``public_keys``: SubjectPublicKeyInfo DER by name."""
+
+    keks: dict[int, int]
+    macs: dict[int, int]
+    signing: dict[str, pkcs11.SignMixin]
+    public_keys: dict[str, bytes]
+    kek_check_values: dict[int, bytes]
+
+    @property
+    def current_kek(self) -> int:
+        """The newest KEK's version: new wraps use it."""
+        return max(self.keks)
+
+    @property
+    def current_mac(self) -> int:
+        """The newest record-mac's version."""
+        return max(self.macs)
+
+
+def find_keys(session: pkcs11.Session, working: Callable[[pkcs11.Object], int]) -> Keys:
+    """All keys of the service; ``working`` gives the handle to use for a KEK or record-mac.
+
+    Raises Unusable: hsm.key_missing, hsm.key_ambiguous, hsm.key_unfit, hsm.token_crowded.
+    """
+    with translated("C_FindObjects"):
+        secrets = _by_label(session, ObjectClass.SECRET_KEY)
+        privates = _by_label(session, ObjectClass.PRIVATE_KEY)
+        publics = _by_label(session, ObjectClass.PUBLIC_KEY)
+        keks, macs = _versions(secrets, KEK_LABEL), _versions(secrets, MAC_LABEL)
+        return Keys(
+            keks={version: working(key) for version, key in keks.items()},
+            macs={version: working(key) for version, key in macs.items()},
+            signing={name: _signing(_named(privates, label)) for name, label in SIGNING_LABELS.items()},
+            public_keys={name: _spki(_named(publics, label)) for name, label in SIGNING_LABELS.items()},
+            kek_check_values={version: _check_value(key) for version, key in keks.items()},
+        )
+
+
+def handle_of(thing: pkcs11.Session | pkcs11.Object) -> int:
+    """The PKCS #11 handle, which only cryptoki.Session takes."""
+    handle: int = thing.handle  # type: ignore[union-attr,assignment]  # sessions have it too, their stub doesn't
+    return handle
+
+
+def _by_label(session: pkcs11.Session, kind: ObjectClass) -> Labelled:
+    search = session.get_objects({Attribute.CLASS: kind, Attribute.TOKEN: True})
+    found = list(islice(search, limits.TOKEN_OBJECTS_MAX + 1))
+    if len(found) > limits.TOKEN_OBJECTS_MAX:
+        raise Unusable("hsm.token_crowded", f"the token holds more than {limits.TOKEN_OBJECTS_MAX} {kind.name}s")
+    labelled: Labelled = {}
+    for item in found:
+        labelled.setdefault(str(item[Attribute.LABEL]), []).append(item)
+    return labelled
+
+
+def _named(labelled: Labelled, label: str) -> pkcs11.Object:
+    found = labelled.get(label, [])
+    if not found:
+        raise Unusable("hsm.key_missing", f"the token has no {label}; run the provisioning")
+    if len(found) > 1:
+        raise Unusable("hsm.key_ambiguous", f"the token has {len(found)} objects labelled {label}")
+    return found[0]
+
+
+def _versions(labelled: Labelled, prefix: str) -> dict[int, pkcs11.Object]:
+    numbers = {
+        int(label.removeprefix(prefix)): label
+        for label in labelled
+        if re.fullmatch(re.escape(prefix) + "[1-9][0-9]{0,6}", label)
+    }
+    if not numbers:
+        raise Unusable("hsm.key_missing", f"the token has no {prefix}1; run the provisioning")
+    return {number: _fit(_named(labelled, label)) for number, label in sorted(numbers.items())}
+
+
+def _fit(key: pkcs11.Object) -> pkcs11.Object:
+    """Only keys that can't leave the token may stand for the service (DESIGN §4)."""
+    if key[Attribute.EXTRACTABLE] or not key[Attribute.SENSITIVE]:
+        raise Unusable("hsm.key_unfit", f"{key[Attribute.LABEL]} must be sensitive and not extractable")
+    return key
+
+
+def _signing(key: pkcs11.Object) -> pkcs11.SignMixin:
+    if not isinstance(key, pkcs11.SignMixin):
+        raise Unusable("hsm.key_unfit", f"{key[Attribute.LABEL]} may not sign")
+    _fit(key)
+    return key
+
+
+def _check_value(key: pkcs11.Object) -> bytes:
+    """CKA_CHECK_VALUE (PKCS #11 v3.0 §4.10.2): the first three bytes of an all-zero block encrypted; b"" if absent."""
+    try:
+        return bytes(key[Attribute.CHECK_VALUE])
+    except (pkcs11.AttributeTypeInvalid, pkcs11.AttributeSensitive, pkcs11.FunctionFailed):
+        return b""
+
+
+def _spki(key: pkcs11.Object) -> bytes:
+    """SubjectPublicKeyInfo DER of an EC P-256 or Ed25519 public key object."""
+    point = _unwrap_octet_string(bytes(key[Attribute.EC_POINT]))
+    public: ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+    if len(point) == 32:
+        public = ed25519.Ed25519PublicKey.from_public_bytes(point)
+    else:
+        public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
+    return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _unwrap_octet_string(point: bytes) -> bytes:
+    """CKA_EC_POINT is a DER OCTET STRING (PKCS #11 v3.0 §2.3.3); some modules give the bare point."""
+    if len(point) > 2 and point[0] == 0x04 and point[1] == len(point) - 2:
+        return point[2:]
+    return point

@@ -1,0 +1,205 @@
+"""The operations on an open token: what each makes, in which order it checks, and what it cleans up."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hmac import compare_digest
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from pkcs11 import Mechanism as Number
+
+from hsm_adapter import canonical, limits, mechanisms
+from hsm_adapter import protocol as p
+from hsm_adapter.errors import BadRequest, HsmError, RecordTampered
+from hsm_adapter.mechanisms import RFC5649_OVERHEAD, Capabilities
+from hsm_adapter.sessions import Sessions, session_bytes
+from hsm_adapter.token import Token
+from hsm_adapter.translate import translated
+
+
+class Operations:
+    """Runs operations on ``token``. Raises HsmError; whatever it raises, no transient key is left in the token."""
+
+    def __init__(self, token: Token, capabilities: Capabilities) -> None:
+        self._token = token
+        self._fast = token.fast
+        self._capabilities = capabilities
+        self._key_wrap = capabilities.key_wrap
+        self._sessions = Sessions(token, capabilities.key_wrap)
+        self._handlers: Final[dict[type, Callable[[Any], p.Result]]] = {
+            p.Rewrap: self.rewrap,
+            p.CreateKey: self.create_key,
+            p.OpenSession: self.open_session,
+            p.Mac: self.mac,
+            p.Sign: self.sign,
+            p.Random: self.random,
+            p.Describe: self.describe,
+        }
+
+    def run(self, operation: p.Operation) -> p.Result:
+        """The result of any operation that needs the token."""
+        return self._handlers[type(operation)](operation)
+
+    def forget_sessions(self) -> None:
+        """Drop the handles of all sessions; the next Rewrap unwraps its session's keys anew."""
+        self._sessions.clear()
+
+    # ── the hot path ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def rewrap(self, operation: p.Rewrap) -> p.Released:
+        """Both MACs first, then unwrap, wrap, destroy: nothing unauthenticated reaches the KEK."""
+        record = operation.record
+        self._verify_key(record)
+        keys = self._sessions.keys_of(operation.session)
+        fast = self._fast
+        vm_key = fast.unwrap(
+            self._key_wrap, self._token.kek(record.kek), record.wrapped, mechanisms.UNWRAP_VM_KEY[record.size]
+        )
+        try:
+            wrapped = self._wrap(keys.key, vm_key, record.size)
+        finally:
+            fast.destroy(vm_key)
+        released = canonical.release_bytes(
+            record.vm,
+            record.key_version,
+            operation.generation,
+            keys.record.host,
+            keys.record.session,
+            operation.lease_expires,
+            wrapped,
+        )
+        return p.Released(wrapped, fast.hmac(keys.mac_key, released))
+
+    def _verify_key(self, record: p.KeyRecord) -> None:
+        expected = self._fast.hmac(
+            self._token.mac(record.mac_key),
+            canonical.key_record_bytes(
+                record.vm, record.key_version, record.size, record.attributes, record.kek, record.wrapped
+            ),
+        )
+        if not compare_digest(expected, record.mac):
+            raise RecordTampered("the key record")
+
+    # ── making keys ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def create_key(self, operation: p.CreateKey) -> p.KeyRecord:
+        """Generate, wrap under the newest KEK, bind every field under the newest record MAC."""
+        new = operation.key
+        kek, mac_key = self._token.keys.current_kek, self._token.keys.current_mac
+        vm_key = self._fast.generate(mechanisms.GENERATE_VM_KEY_WITH[new.size], mechanisms.GENERATE_VM_KEY[new.size])
+        try:
+            wrapped = self._wrap(self._token.kek(kek), vm_key, new.size)
+        finally:
+            self._fast.destroy(vm_key)
+        bound = canonical.key_record_bytes(new.vm, new.key_version, new.size, new.attributes, kek, wrapped)
+        mac = self._fast.hmac(self._token.mac(mac_key), bound)
+        return p.KeyRecord(new.vm, new.key_version, new.size, new.attributes, kek, mac_key, wrapped, mac)
+
+    def open_session(self, operation: p.OpenSession) -> p.OpenedSession:
+        """Make both keys of a session: for the host under its TPM's key, for later Rewraps under the KEK."""
+        if operation.exponent != limits.RSA_EXPONENT:
+            raise BadRequest(f"the binding key's exponent must be {limits.RSA_EXPONENT}")
+        if not (operation.modulus[0] & 0x80 and operation.modulus[-1] & 1):
+            raise BadRequest("the binding key's modulus is not that of an RSA-2048 key")
+        fast = self._fast
+        with self._transient() as made:
+            public = made(self._token.import_rsa_public(operation.modulus))
+            key = made(fast.generate(mechanisms.AES_KEY_GEN, mechanisms.GENERATE_SESSION_KEY))
+            mac_key = made(fast.generate(mechanisms.GENERIC_SECRET_KEY_GEN, mechanisms.GENERATE_SESSION_MAC_KEY))
+            encapsulated = fast.wrap(self._capabilities.oaep, public, key)
+            return p.OpenedSession(
+                record=self._session_record(operation, key, mac_key),
+                encapsulated_key=encapsulated,
+                oaep_hash=self._capabilities.oaep_hash,
+                wrapped_mac_key=self._wrap(key, mac_key, 32),
+            )
+
+    def _session_record(self, operation: p.OpenSession, key: int, mac_key: int) -> p.SessionRecord:
+        kek, mac_version = self._token.keys.current_kek, self._token.keys.current_mac
+        handle = self._token.kek(kek)
+        unsigned = p.SessionRecord(
+            session=operation.session,
+            host=operation.host,
+            binding_name=operation.binding_name,
+            kek=kek,
+            mac_key=mac_version,
+            wrapped_key=self._wrap(handle, key, 32),
+            wrapped_mac_key=self._wrap(handle, mac_key, 32),
+            mac=b"",
+        )
+        mac = self._fast.hmac(self._token.mac(mac_version), session_bytes(unsigned))
+        return p.SessionRecord(
+            unsigned.session,
+            unsigned.host,
+            unsigned.binding_name,
+            kek,
+            mac_version,
+            unsigned.wrapped_key,
+            unsigned.wrapped_mac_key,
+            mac,
+        )
+
+    # ── the rest ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def mac(self, operation: p.Mac) -> p.MacValue:
+        """Labelled apart from records, so that whoever may ask for this can't forge one."""
+        version = operation.mac_key or self._token.keys.current_mac
+        return p.MacValue(version, self._fast.hmac(self._token.mac(version), canonical.mac_bytes(operation.data)))
+
+    def sign(self, operation: p.Sign) -> p.Signature:
+        """SoftHSM 2.6 has no ECDSA with a hash built in, so SHA-256 runs here: ``data`` is no secret."""
+        key = self._token.keys.signing[operation.key]
+        with translated("C_Sign"):
+            if operation.key == "audit":
+                return p.Signature(key.sign(operation.data, mechanism=Number.EDDSA))
+            raw = key.sign(hashlib.sha256(operation.data).digest(), mechanism=Number.ECDSA)
+        half = len(raw) // 2  # PKCS #11 v3.0 §2.3.1: r ‖ s of equal length
+        return p.Signature(encode_dss_signature(int.from_bytes(raw[:half], "big"), int.from_bytes(raw[half:], "big")))
+
+    def random(self, operation: p.Random) -> p.RandomBytes:
+        """Of the token's own generator."""
+        with translated("C_GenerateRandom"):
+            return p.RandomBytes(self._token.session.generate_random(operation.size * 8))
+
+    def describe(self, _: p.Describe) -> p.Description:
+        """Looks the token's keys over again, so that a rotation's new KEK is in use once this has been answered."""
+        self._token.refresh()
+        library, info, keys = self._token.library, self._token.info, self._token.keys
+        return p.Description(
+            module=library.path,
+            manufacturer=library.manufacturer,
+            token_label=info.label.strip(),
+            serial=info.serial.decode(errors="replace"),
+            firmware="{}.{}".format(*info.firmware_version),
+            oaep_hash=self._capabilities.oaep_hash,
+            key_wrap=self._capabilities.key_wrap_name,
+            kek_versions=tuple(keys.keks),
+            mac_key_versions=tuple(keys.macs),
+            public_keys=keys.public_keys,
+        )
+
+    # ── helpers ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _wrap(self, wrapping_key: int, key: int, size: int) -> bytes:
+        """RFC 5649 §4.1. A length other than its own means another mechanism, or another key behind the handle."""
+        wrapped = self._fast.wrap(self._key_wrap, wrapping_key, key)
+        if len(wrapped) != size + RFC5649_OVERHEAD:
+            raise HsmError("hsm.unwrap_failed", f"a {size}-byte key was wrapped to {len(wrapped)} bytes")
+        return wrapped
+
+    @contextmanager
+    def _transient(self) -> Iterator[Callable[[int], int]]:
+        """Give each handle to what this yields; all are destroyed at the end, however it comes."""
+        handles: list[int] = []
+
+        def made(handle: int) -> int:
+            handles.append(handle)
+            return handle
+
+        try:
+            yield made
+        finally:
+            self._token.fast.destroy_all(*handles)

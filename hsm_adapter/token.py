@@ -1,0 +1,152 @@
+"""The token: finding it, logging in, and the handles of its few long-lived keys.
+
+python-pkcs11 opens, logs in and searches; the handles it finds serve both its own calls and cryptoki.Session.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import pkcs11
+from cryptography.hazmat.primitives.asymmetric import rsa
+from pkcs11 import Attribute, KeyType, ObjectClass
+
+from hsm_adapter import cryptoki, limits, mechanisms
+from hsm_adapter.errors import CryptokiError, Unusable
+from hsm_adapter.keys import Keys, find_keys, handle_of
+from hsm_adapter.mechanisms import Capabilities
+from hsm_adapter.pin import Pin
+from hsm_adapter.translate import translated
+
+
+class Library:
+    """A loaded module. There is one a process; C_Initialize runs here, so fork before and never after."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.module = cryptoki.Module(path)  # first: it says which of "no file" and "no module" is wrong
+        with translated("C_Initialize"):
+            self._lib = pkcs11.lib(path)
+
+    @property
+    def manufacturer(self) -> str:
+        """The module's own word for its maker."""
+        return self._lib.manufacturer_id.strip()
+
+    def reinitialize(self) -> None:
+        """C_Finalize and C_Initialize: every session, login and handle is gone after it."""
+        with translated("C_Initialize"):
+            with suppress(pkcs11.PKCS11Error):  # a module that lost its device may refuse; the next call counts
+                self._lib.finalize()
+            self._lib.initialize()
+
+    def tokens(self) -> list[pkcs11.Token]:
+        """Every initialised token present."""
+        with translated("C_GetSlotList"):
+            return [t for t in self._lib.get_tokens() if t.flags & pkcs11.TokenFlag.TOKEN_INITIALIZED]
+
+    def blank_slots(self) -> list[pkcs11.Slot]:
+        """Slots whose token waits for C_InitToken."""
+        with translated("C_GetSlotList"):
+            slots = self._lib.get_slots(token_present=True)
+            return [s for s in slots if not s.get_token().flags & pkcs11.TokenFlag.TOKEN_INITIALIZED]
+
+    def token(self, label: str) -> pkcs11.Token:
+        """The one token of this label. Raises Unusable(hsm.token_missing | hsm.token_ambiguous)."""
+        found = [token for token in self.tokens() if token.label.strip() == label]
+        if not found:
+            raise Unusable("hsm.token_missing", f"{self.path} shows no token labelled {label!r}", retryable=True)
+        if len(found) > 1:
+            raise Unusable("hsm.token_ambiguous", f"{self.path} shows {len(found)} tokens labelled {label!r}")
+        return found[0]
+
+
+class Token:
+    """One logged-in session to the token, the handles of its keys, and what it can do.
+
+    Closing the session that logged in logs the whole process out (PKCS #11 v3.0 §5.6.3): there is only this one.
+    """
+
+    def __init__(self, library: Library, label: str, pin: Pin) -> None:
+        self.library = library
+        self.info = library.token(label)
+        with translated("C_Login"):
+            # Read-only: the worker makes session objects alone, so it needs no right to change the token.
+            self.session = self.info.open(user_pin=pin.reveal())
+        self.fast = cryptoki.Session(library.module, handle_of(self.session))
+        self._copies: list[int] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Search the token's keys again: a rotation adds versions, and destroys them, while workers run."""
+        old, self._copies = self._copies, []
+        self.keys = find_keys(self.session, self._working)
+        self._refreshed = time.monotonic()
+        self.fast.destroy_all(*old)
+
+    def kek(self, version: int) -> int:
+        """The handle of KEK ``version``. Raises Unusable(hsm.key_missing)."""
+        return self._version("kek", lambda keys: keys.keks, version)
+
+    def mac(self, version: int) -> int:
+        """The handle of record-mac ``version``. Raises Unusable(hsm.key_missing)."""
+        return self._version("record-mac", lambda keys: keys.macs, version)
+
+    def close(self) -> None:
+        """Log out and close; every handle is dead after it."""
+        with translated("C_CloseSession"):
+            self.session.close()
+
+    def _version(self, what: str, of: Callable[[Keys], dict[int, int]], version: int) -> int:
+        handle = of(self.keys).get(version)
+        if handle is None and time.monotonic() - self._refreshed >= limits.KEY_REFRESH_INTERVAL_S:
+            self.refresh()  # perhaps another process has just made it
+            handle = of(self.keys).get(version)
+        if handle is None:
+            raise Unusable("hsm.key_missing", f"the token has no version {version} of keypeer/{what}")
+        return handle
+
+    def _working(self, key: pkcs11.Object) -> int:
+        """A session copy of ``key``, as sensitive as it (PKCS #11 v3.0 §4.1.3), or ``key`` where copies are refused.
+
+        SoftHSM reads a token object's file again at each use, which costs a third of a rewrap; on other tokens it
+        makes no difference. :meth:`refresh` renews the copies, so a key destroyed in the token doesn't live on here.
+        """
+        handle = handle_of(key)
+        try:
+            copy = self.fast.copy(handle, mechanisms.AS_SESSION_OBJECT)
+        except CryptokiError:
+            return handle
+        self._copies.append(copy)
+        return copy
+
+    def capabilities(self) -> Capabilities:
+        """Ask and try the token; makes an RSA key pair in this process to try OAEP with, some 100 ms."""
+        with translated("C_GetMechanismList"):
+            offered = frozenset(int(mechanism) for mechanism in self.info.slot.get_mechanisms())
+        private = rsa.generate_private_key(limits.RSA_EXPONENT, limits.RSA_MODULUS_BYTES * 8)
+        public = self.import_rsa_public(mechanisms.trial_modulus(private))
+        try:
+            oaep_hash, oaep = mechanisms.pick_oaep(self.fast, mechanisms.OaepTrial(private, public))
+        finally:
+            self.fast.destroy(public)
+        name, key_wrap = mechanisms.pick_key_wrap(self.fast, offered)
+        return Capabilities(name, key_wrap, oaep_hash, oaep)
+
+    def import_rsa_public(self, modulus: bytes) -> int:
+        """The handle of a session object that may wrap with RSA; ``modulus`` big-endian, exponent 65537."""
+        with translated("C_CreateObject"):
+            public = self.session.create_object(
+                {
+                    Attribute.CLASS: ObjectClass.PUBLIC_KEY,
+                    Attribute.KEY_TYPE: KeyType.RSA,
+                    Attribute.TOKEN: False,
+                    Attribute.PRIVATE: False,
+                    Attribute.MODULUS: modulus,
+                    Attribute.PUBLIC_EXPONENT: limits.RSA_EXPONENT.to_bytes(3, "big"),
+                    Attribute.WRAP: True,
+                }
+            )
+        return handle_of(public)
