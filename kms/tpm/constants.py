@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -85,8 +86,10 @@ ALG_NAMES: Final = {
 }
 
 
-class Hash(NamedTuple):
-    """A hash that we accept. ``size`` in bytes; ``pyca`` for signatures, ``digest`` for everything else."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Hash:
+    """A hash that we accept; one object each, compared by identity. ``size`` in bytes; ``pyca`` for signatures,
+    ``digest`` for everything else."""
 
     id: int
     name: str
@@ -105,7 +108,8 @@ HASHES: Final = {each.id: each for each in (SHA256, SHA384, SHA512)}
 BANKS: Final = {each.name: each for each in (SHA256, SHA384)}
 
 
-class Curve(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
     """TPM_ECC_CURVE, §6.4. ``size`` of a coordinate in bytes."""
 
     id: int
