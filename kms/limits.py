@@ -78,3 +78,16 @@ BINDING_POLICIES_CACHED = 4096  # PolicyPCR digests, about 0.3 KB; a fleet has f
 EK_CERTIFICATE_BYTES_MAX = 6144  # bytes with padding; NV indices hold 1–4 KB, and the wire caps it here
 EK_CHAIN_MAX = 4  # certificates sent with an EK: leaf and intermediates
 EK_CHAIN_DEPTH_MAX = 6  # intermediates between leaf and vendor root; Infineon and AMD use up to 3
+
+# ── store ──────────────────────────────────────────────────────────────────────────────────────────────────────
+STORE_KEY_BYTES_MAX = 511  # bytes; LMDB's MDB_MAXKEYSIZE as built
+STORE_VALUE_BYTES_MAX = 4 * 1024 * 1024  # bytes; an audit entry that names 10,000 VMs has some 700 KB
+SCAN_MAX = 1000  # records a page
+GROUP_WRITES_MAX = 4096  # puts and log entries a transaction: some 20 ms of work between two fsyncs
+BULK_COMMIT_MAX = 5000  # records a commit of an import
+LMDB_READERS_MAX = 512  # reader slots: a few a process
+WATCH_INTERVAL_S = 0.05  # seconds between looks at the store's version
+CHANGELOG_COMMITS_MAX = 10_000  # commits that a watcher may fall behind
+OPERATIONS_KEPT = 100_000  # commits for which an op id is remembered
+DISK_RESERVE_BYTES = 64 * 1024 * 1024  # bytes; below it the service says that it isn't ready, before commits fail
+SPACE_PROBE_BYTES = 64  # bytes of the record that shows whether there is room again

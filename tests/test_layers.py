@@ -30,6 +30,7 @@ FLOORS = {
     "hsm_adapter.errors": 1.5,
     "hsm_adapter.pin": 1.5,
     "kms.store.port": 2,
+    "kms.store.bounds": 2,
     "kms.custody.port": 2,
     "kms.views": 2.3,
     "kms.records": 2.5,

@@ -1,0 +1,1 @@
+"""Stores: the port, and one module a backend."""

@@ -1,0 +1,155 @@
+"""The store's port: a prose contract that every backend keeps (tests/contract/test_store.py is its other half).
+
+- **Records** are bytes under byte keys. Every record carries the version of the commit that wrote it; versions are
+  store-wide, 64-bit and never reused, so a compare-and-set can't be fooled by a value that came back.
+- **Reads are fresh**: they see every commit acknowledged before the call, by whichever process. One call reads one
+  snapshot.
+- **A commit is atomic and durable before it returns**: checks, puts, deletes and log entries, all or none. ``op_id``
+  makes it safe to repeat: the same id again answers the first outcome and applies nothing.
+- **The log**: ``entries`` get dense sequence numbers from 0 in commit order, each with a link that covers all before it
+  (kms.audit.entry). The log belongs to the store because state and audit entry are one commit, and because only the
+  store can number entries densely across processes.
+- **Cancelling** an awaited commit doesn't recall it: it may still happen; ``resolve(op_id)`` tells.
+- **Errors**: Unavailable ``store.full`` (507) when disk or map is full, ``store.unavailable`` otherwise; nothing was
+  applied. BadRequest ``store.too_large`` for keys and values over the bounds. An outcome that can't be known is
+  ``Unknown``, never an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class Item(NamedTuple):
+    """A record as read."""
+
+    key: bytes
+    value: bytes
+    version: int
+
+
+class LogEntry(NamedTuple):
+    """One entry of the log; ``link`` is 32 bytes."""
+
+    sequence: int
+    entry: bytes
+    link: bytes
+
+
+class LogHead(NamedTuple):
+    """How many entries there are, and the last one's link (32 zero bytes when there is none)."""
+
+    size: int
+    link: bytes
+
+
+class Change(NamedTuple):
+    """A key that a commit put or deleted."""
+
+    key: bytes
+    version: int
+    deleted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """That ``key`` still has ``version``; 0: that it is absent."""
+
+    key: bytes
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One atomic change. Checks come first, then deletes, then puts."""
+
+    checks: Sequence[Check] = ()
+    puts: Sequence[tuple[bytes, bytes]] = ()
+    deletes: Sequence[bytes] = ()
+    entries: Sequence[bytes] = ()
+    op_id: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Durable: its version, and the log's size after it."""
+
+    version: int
+    log_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Not applied: these keys weren't as checked."""
+
+    keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Perhaps applied; ask ``resolve``."""
+
+    op_id: bytes | None
+
+
+Outcome = Committed | Conflict | Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that preflight looked at."""
+
+    id: str
+    ok: bool
+    found: str
+    mend: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether a commit would succeed now; ``reason`` says why not."""
+
+    ok: bool
+    reason: str
+    used_bytes: int
+    capacity_bytes: int
+
+
+class Store(Protocol):
+    """See the module's head."""
+
+    async def get(self, key: bytes) -> Item | None: ...
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[Item | None]: ...
+
+    async def scan(self, prefix: bytes, after: bytes = b"", limit: int = 100) -> list[Item]:
+        """Records under ``prefix`` whose keys are greater than ``after``, in order."""
+        ...
+
+    async def commit(self, change: Commit) -> Outcome: ...
+
+    async def resolve(self, op_id: bytes) -> Committed | None: ...
+
+    def watch(self, prefix: bytes) -> AsyncIterator[Change]:
+        """Changes under ``prefix`` by any process after the call; several to one key may arrive as the last one."""
+        ...
+
+    async def bulk_load(self, items: Iterable[tuple[bytes, bytes]]) -> int:
+        """For imports: puts without checks, many a commit; how many."""
+        ...
+
+    def export(self, prefix: bytes) -> AsyncIterator[Item]: ...
+
+    async def log_head(self) -> LogHead: ...
+
+    async def log_read(self, after: int, limit: int) -> list[LogEntry]:
+        """Entries after the first ``after`` ones."""
+        ...
+
+    async def preflight(self) -> list[Finding]: ...
+
+    async def health(self) -> Health: ...
+
+    async def close(self) -> None: ...
