@@ -6,10 +6,13 @@ PKCS #11 runs in worker processes only: SOFTHSM2_CONF and C_Initialize are once 
 from __future__ import annotations
 
 import functools
+import hashlib
+import hmac
 import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -21,8 +24,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.keywrap import aes_key_unwrap_with_padding
+
 from hsm_adapter import framing
-from hsm_adapter.protocol import Operation, Ping, Pong, Result
+from hsm_adapter.protocol import OpenedSession, OpenSession, Operation, Ping, Pong, Released, Result, Rewrap
 
 MODULE = "/usr/lib/softhsm/libsofthsm2.so"
 LABEL = "keypeer"
@@ -144,7 +151,9 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.sock.close()
 
 
@@ -194,25 +203,30 @@ def settings_file(token: SoftToken, directory: Path, **changes: Any) -> Path:
     return path
 
 
-def start_worker(token: SoftToken, directory: Path, **changes: Any) -> RunningWorker:
-    """Start a worker on ``token`` and wait until it answers a ping."""
+def spawn_worker(token: SoftToken, directory: Path, **changes: Any) -> RunningWorker:
+    """Start a worker process on ``token`` without waiting for it."""
     config = settings_file(token, directory, **changes)
     path = Path(json.loads(config.read_text())["socket"])
     log_path = directory / "hsm.log"
     with log_path.open("ab") as log:
         process = subprocess.Popen([sys.executable, "-m", "hsm_adapter", "--config", str(config)], stderr=log)
-    worker = RunningWorker(process, path, log_path)
+    return RunningWorker(process, path, log_path)
+
+
+def start_worker(token: SoftToken, directory: Path, **changes: Any) -> RunningWorker:
+    """Start a worker on ``token`` and wait until it answers a ping."""
+    worker = spawn_worker(token, directory, **changes)
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise AssertionError(f"the worker left with {process.returncode}: {worker.log}")
+        if worker.process.poll() is not None:
+            raise AssertionError(f"the worker left with {worker.process.returncode}: {worker.log}")
         try:
-            with Client(path) as client:
+            with Client(worker.socket) as client:
                 client.one(Ping(), Pong)
                 return worker
         except (FileNotFoundError, ConnectionError):
             time.sleep(0.02)
-    process.kill()
+    worker.process.kill()
     raise AssertionError(f"the worker did not answer in {START_S} s: {worker.log}")
 
 
@@ -224,6 +238,46 @@ def running_worker(token: SoftToken, directory: Path, **changes: Any) -> Iterato
         yield worker
     finally:
         worker.stop()
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host's binding key in software, and what the host does with what the HSM gives it.
+
+    Written from the protocol's words with other tools (pyca, hmac, struct), not with hsm_adapter's code.
+    """
+
+    name: str
+    private: rsa.RSAPrivateKey = field(default_factory=lambda: rsa.generate_private_key(65537, 2048))
+
+    @property
+    def binding_name(self) -> bytes:
+        """A Name as a TPM would give it: nameAlg ‖ digest."""
+        return b"\x00\x0b" + hashlib.sha256(self.name.encode()).digest()
+
+    def open_session(self, session: bytes) -> OpenSession:
+        """The operation that opens ``session`` for this host."""
+        numbers = self.private.public_key().public_numbers()
+        return OpenSession(session, self.name, self.binding_name, numbers.n.to_bytes(256, "big"), numbers.e)
+
+    def session_keys(self, opened: OpenedSession) -> tuple[bytes, bytes]:
+        """The session key and the MAC key, in the clear."""
+        digest = {"sha256": hashes.SHA256(), "sha1": hashes.SHA1()}[opened.oaep_hash]  # noqa: S303 - OAEP, see mechanisms
+        key = self.private.decrypt(opened.encapsulated_key, padding.OAEP(padding.MGF1(digest), digest, None))
+        return key, aes_key_unwrap_with_padding(key, opened.wrapped_mac_key)
+
+    def vm_key(self, opened: OpenedSession, operation: Rewrap, released: Released) -> bytes:
+        """The VM key, after the release MAC was checked against what was asked for."""
+        key, mac_key = self.session_keys(opened)
+        record = operation.record
+        text = b"keypeer/release/v1"
+        text += struct.pack(">H", len(record.vm.encode())) + record.vm.encode()
+        text += struct.pack(">IQ", record.key_version, operation.generation)
+        text += struct.pack(">H", len(self.name.encode())) + self.name.encode()
+        text += struct.pack(">H", 16) + operation.session.session
+        text += struct.pack(">QH", operation.lease_expires, len(released.wrapped)) + released.wrapped
+        assert hmac.digest(mac_key, text, "sha256") == released.mac
+        return aes_key_unwrap_with_padding(key, released.wrapped)
 
 
 def wait_until(condition: Any, seconds: float = 15.0) -> None:
