@@ -22,7 +22,9 @@ def hsm_worker(home: Home, asked: Pin | None) -> Iterator[Path]:
     socket = home.run / f"command-{os.getpid()}.sock"
     config = socket.with_suffix(".json")
     write_private(config, json.dumps(home.hsm_worker(socket)).encode())
-    process = subprocess.Popen([sys.executable, "-m", "hsm_adapter", "--config", str(config)], stdin=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hsm_adapter", "--config", str(config)], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     try:
         if process.stdin is not None:
             process.stdin.write(asked.reveal().encode() if asked else b"")

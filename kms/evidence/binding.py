@@ -7,7 +7,7 @@ import hmac
 from kms.domain import BindingKey
 from kms.evidence.model import BindingEvidence, Evidence, Expectations, Findings
 from kms.evidence.quote import QuoteFacts
-from kms.evidence.signed import check_counters, check_qualifying_data, is_tpms_word
+from kms.evidence.signed import check_counters, is_tpms_word
 from kms.tpm.attest import parse_certify
 from kms.tpm.checks import AttestationKey, binding_key_flaws
 from kms.tpm.constants import BANKS, SHA256, ST_ATTEST_CERTIFY
@@ -22,7 +22,7 @@ def check_binding(
     if evidence.binding is None:
         key = _known(findings, evidence.binding_name, expectations.known_binding, quote)
     else:
-        key = _certified(findings, ak, evidence.binding, evidence.binding_name, expectations, quote)
+        key = _certified(findings, ak, evidence.binding, evidence.binding_name, quote)
     if key is not None:
         # On every attestation, for a known key too: the policy must still be what the quote shows.
         _check_policy(findings, key, expectations, quote)
@@ -52,7 +52,6 @@ def _certified(
     ak: AttestationKey,
     binding: BindingEvidence,
     name: bytes,
-    expectations: Expectations,
     quote: QuoteFacts,
 ) -> BindingKey | None:
     public = parse_public_2b(binding.public)
@@ -70,7 +69,7 @@ def _certified(
             found=found,
             mend=f"host {findings.host} makes a new binding key (keypeer agent attest)",
         )
-    _check_certify(findings, ak, binding, public, expectations, quote)
+    _check_certify(findings, ak, binding, public, quote)
     return _usable(public, quote)
 
 
@@ -79,16 +78,13 @@ def _check_certify(
     ak: AttestationKey,
     binding: BindingEvidence,
     public: Public,
-    expectations: Expectations,
     quote: QuoteFacts,
 ) -> None:
     if not is_tpms_word(findings, "binding.", ak, binding.attest, binding.signature, ST_ATTEST_CERTIFY):
         return
     certify = parse_certify(binding.attest)
-    # Empty is allowed: a Name belongs to one key for ever, so a certification doesn't age, the fresh quote's own
-    # qualifyingData names that Name, and the counters must be the quote's. tpm2-tools' certify can't set it at all.
-    if certify.extra_data:
-        check_qualifying_data(findings, "binding.", certify.extra_data, expectations.qualifying_data)
+    # extraData isn't looked at. A Name belongs to one key for ever, so a certification doesn't age within its boot, and
+    # the fresh quote's own qualifyingData names that Name; tpm2_certify can't set it (5.4 always sends 00ff55aa).
     check_counters(findings, "binding.", certify.clock_info, quote.counters)
     if certify.info.name != public.name:
         findings.add(

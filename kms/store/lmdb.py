@@ -1,7 +1,7 @@
 """The store on LMDB: embedded, several processes on one file, one fsync for a whole group of commits.
 
 Databases of the environment: ``records`` (key → version ‖ value), ``log`` (sequence → link ‖ entry), ``changes``
-(version → keys), ``operations`` (op id → outcome, bounded by a ring), ``meta`` (schema, state). The map has a fixed size:
+(version → keys), ``operations`` (op id → outcome, bounded by a ring), ``meta`` (schema, state). The map is of fixed size:
 resizing it with several processes open has corrupted databases.
 """
 
@@ -11,8 +11,7 @@ import asyncio
 import errno
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,8 +79,6 @@ class LmdbStore:
         )
         self._full = False
         self._check_schema()
-        self._reader = environment.begin()
-        self._reader.reset()
         self._writer = GroupWriter(self._write)
 
     @classmethod
@@ -118,25 +115,17 @@ class LmdbStore:
 
     # ── reading: short transactions on the loop's thread ───────────────────────────────────────────────────────
 
-    @contextmanager
-    def _snapshot(self) -> Iterator[Any]:
-        self._reader.renew()
-        try:
-            yield self._reader
-        finally:
-            self._reader.reset()
-
     async def get(self, key: bytes) -> Item | None:
-        with self._snapshot() as txn:
+        with self._env.begin() as txn:
             return _item(key, txn.get(key, db=self._records))
 
     async def get_many(self, keys: Sequence[bytes]) -> list[Item | None]:
-        with self._snapshot() as txn:
+        with self._env.begin() as txn:
             return [_item(key, txn.get(key, db=self._records)) for key in keys]
 
     async def scan(self, prefix: bytes, after: bytes = b"", limit: int = limits.PAGE_DEFAULT) -> list[Item]:
         found: list[Item] = []
-        with self._snapshot() as txn, txn.cursor(db=self._records) as cursor:
+        with self._env.begin() as txn, txn.cursor(db=self._records) as cursor:
             start = max(prefix, after)
             if not cursor.set_range(start):
                 return found
@@ -155,23 +144,23 @@ class LmdbStore:
             after = page[-1].key
 
     async def log_head(self) -> LogHead:
-        with self._snapshot() as txn:
+        with self._env.begin() as txn:
             state = self._read_state(txn)
         return LogHead(state.log_size, state.link)
 
     async def log_read(self, after: int, limit: int) -> list[LogEntry]:
-        with self._snapshot() as txn, txn.cursor(db=self._log) as cursor:
+        with self._env.begin() as txn, txn.cursor(db=self._log) as cursor:
             if not cursor.set_range(_u64(after)):
                 return []
             page = itertools.islice(cursor.iternext(), min(limit, limits.SCAN_MAX))
             return [LogEntry(int.from_bytes(key, "big"), value[_LINK:], value[:_LINK]) for key, value in page]
 
     async def resolve(self, op_id: bytes) -> Committed | None:
-        with self._snapshot() as txn:
+        with self._env.begin() as txn:
             return self._known(txn, op_id)
 
     async def watch(self, prefix: bytes) -> AsyncIterator[Change]:
-        with self._snapshot() as txn:
+        with self._env.begin() as txn:
             seen = self._read_state(txn).version
         while True:
             await asyncio.sleep(limits.WATCH_INTERVAL_S)
@@ -181,7 +170,7 @@ class LmdbStore:
 
     def _changed(self, prefix: bytes, seen: int) -> tuple[list[Change], int]:
         latest: dict[bytes, Change] = {}
-        with self._snapshot() as txn:
+        with self._env.begin() as txn:
             newest = self._read_state(txn).version
             if newest - seen > limits.CHANGELOG_COMMITS_MAX:
                 raise Unavailable("store.watch_behind", "changes were missed", hint="read the state, then watch again")
@@ -289,7 +278,12 @@ class LmdbStore:
         free = disk.f_bavail * disk.f_frsize
         health = await self.health()
         return [
-            Finding("store.space", health.ok, health.reason or f"{free >> 20} MiB free on the disk", _MEND_SPACE),
+            Finding(
+                "store.space",
+                health.ok,
+                health.reason or f"{free >> 20} MiB free on the disk",
+                "" if health.ok else _MEND_SPACE,
+            ),
             Finding("store.schema", True, f"schema {SCHEMA.decode()}"),
         ]
 
