@@ -25,6 +25,7 @@ def translated(function: str) -> Iterator[None]:
 
 def _number(name: str) -> int:
     """Its exception classes are named after the CKR values: WrappedKeyInvalid, RandomNoRNG, TokenNotRecognised."""
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+", name.replace("Recognised", "Recognized"))
+    american = name.replace("Recognised", "Recognized").replace("Cancelled", "Canceled")
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+", american)
     value = RETURN_VALUES.get("_".join(words).upper())
     return value.number if value else _UNKNOWN
