@@ -281,21 +281,21 @@ class SimulatedHost:
 def to_wire(evidence: Evidence, challenge: wire.Challenge) -> wire.AttestRequest:
     """Evidence as the API takes it."""
     geo, binding = evidence.geo, evidence.binding
+    geo_message = binding_message = None
+    if geo is not None:
+        tag = wire.SignedGeoTag(statement=b64encode(geo.statement), signature=b64encode(geo.tag_signature))
+        geo_message = wire.GeoEvidence(tag=tag, certified=_signed(geo.attest, geo.signature))
+    if binding is not None:
+        certified = _signed(binding.attest, binding.signature)
+        binding_message = wire.BindingEvidence(public=b64encode(binding.public), certified=certified)
     return wire.AttestRequest(
         nonce=challenge.nonce,
         purpose=challenge.purpose,
         binding_name=b64encode(evidence.binding_name),
         quote=_signed(evidence.quote_attest, evidence.quote_signature),
         pcr_values=b64encode(evidence.pcr_values),
-        geo=geo
-        and wire.GeoEvidence(
-            tag=wire.SignedGeoTag(statement=b64encode(geo.statement), signature=b64encode(geo.tag_signature)),
-            certified=_signed(geo.attest, geo.signature),
-        ),
-        binding=binding
-        and wire.BindingEvidence(
-            public=b64encode(binding.public), certified=_signed(binding.attest, binding.signature)
-        ),
+        geo=geo_message,
+        binding=binding_message,
     )
 
 

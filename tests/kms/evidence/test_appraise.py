@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import kms
@@ -43,25 +43,28 @@ def test_honest_host_passes_with_all_facts() -> None:
     assert not verdict.rebooted
 
 
-AKS = {
-    "P-256, SHA-256": (lambda: ec.generate_private_key(ec.SECP256R1()), t.ECDSA_SHA256),
-    "P-384, SHA-384": (lambda: ec.generate_private_key(ec.SECP384R1()), t.scheme(c.ALG_ECDSA, c.SHA384)),
-    "RSA-2048, RSASSA": (lambda: shared_rsa_key(1), t.scheme(c.ALG_RSASSA, c.SHA256)),
-    "RSA-3072, RSAPSS, SHA-384": (lambda: shared_rsa_key(0, 3072), t.scheme(c.ALG_RSAPSS, c.SHA384)),
+AKS: dict[str, tuple[ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, bytes]] = {
+    "P-256, SHA-256": (ec.generate_private_key(ec.SECP256R1()), t.ECDSA_SHA256),
+    "P-384, SHA-384": (ec.generate_private_key(ec.SECP384R1()), t.scheme(c.ALG_ECDSA, c.SHA384)),
+    "RSA-2048, RSASSA": (shared_rsa_key(1), t.scheme(c.ALG_RSASSA, c.SHA256)),
+    "RSA-3072, RSAPSS, SHA-384": (shared_rsa_key(0, 3072), t.scheme(c.ALG_RSAPSS, c.SHA384)),
 }
 
 
 @pytest.mark.parametrize("bank", ["sha256", "sha384"])
 @pytest.mark.parametrize("kind", AKS)
 def test_every_ak_kind_and_bank(kind: str, bank: str) -> None:
-    make, scheme = AKS[kind]
-    host = SimulatedHost("fra-1", ak=make(), ak_scheme=scheme, bank=bank)
+    key, scheme = AKS[kind]
+    host = SimulatedHost("fra-1", ak=key, ak_scheme=scheme, bank=bank)
     assert appraised(Exchange(host)).facts.baselines == ("good",)
 
 
-def test_certification_of_this_exchange_is_good_too() -> None:
+@pytest.mark.parametrize(
+    "extra", [b"", b"\x00\xff\x55\xaa", bytes(32)], ids=["empty", "tpm2-tools", "earlier exchange"]
+)
+def test_certification_does_not_age_within_a_boot(extra: bytes) -> None:
     x = Exchange(SimulatedHost("fra-1"))
-    evidence = replace(x.evidence(), binding=x.host.certify_binding(x.qualifying))
+    evidence = replace(x.evidence(), binding=x.host.certify_binding(extra))
     assert reason_ids(x.appraise(evidence)) == ()
 
 

@@ -154,11 +154,6 @@ def _(x: Exchange) -> Built:
     return replace(x.evidence(), binding=before), x.expectations()
 
 
-@attack("certification made for another exchange", "binding.qualifying_data")
-def _(x: Exchange) -> Built:
-    return replace(x.evidence(), binding=x.host.certify_binding(bytes(32))), x.expectations()
-
-
 @TABLE.parametrize()
 def test_attack_is_refused_with_every_reason(build: Builder, expected: tuple[str, ...]) -> None:
     check_attack(build, expected)
