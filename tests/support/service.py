@@ -22,8 +22,10 @@ import psutil
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from keypeer.wire import messages as wire
+from keypeer.wire.encoding import b64decode, b64encode
 from tests.support.hsm import MODULE, blank_token
 from tests.support.simulated_host import SimulatedHost
+from tests.support.vendor import ek_certificate, vendor_ca
 
 READY_S = 40.0  # seconds; starting takes 2, a busy machine longer
 KEYPEER = Path(sys.executable).with_name("keypeer")
@@ -69,7 +71,9 @@ class Caller:
         headers = {} if body is None else {"Content-Type": content_type}
         for attempt in (1, 2):
             if self._connection is None:
-                self._connection = http.client.HTTPSConnection("localhost", self._port, timeout=30, context=self.context)
+                self._connection = http.client.HTTPSConnection(
+                    "localhost", self._port, timeout=30, context=self.context
+                )
             try:
                 self._connection.request(method, path, body, headers)
                 answer = self._connection.getresponse()
@@ -209,6 +213,7 @@ def initialised_service(folder: Path, **options: str) -> Service:
     arguments = ["init", "--module", MODULE, "--pin", "file:token/pin", "--so-pin", "file:token/so-pin"]
     arguments += ["--env", "SOFTHSM2_CONF={home}/token/softhsm2.conf", "--listen", f"127.0.0.1:{service.port}"]
     service.keypeer(*arguments)
+    (folder / "vendor-cas" / "test-vendor.pem").write_bytes(vendor_ca().public_bytes(Encoding.PEM))
     settings = folder / "keypeer.toml"
     text = settings.read_text()
     for old, new in options.items():
@@ -235,12 +240,17 @@ class Host:
         assert self.service.caller("officer").post("/v1/expected-hosts", expected).status == 204
         return self
 
-    def enrol(self) -> Host:
-        """With a certificate of its own from here on."""
+    def enrol(self, *, vendor: bool = False) -> Host:
+        """With a certificate of its own from here on; ``vendor`` sends an EK certificate of the test vendor."""
         anyone = self.service.caller("anyone")
-        challenge = anyone.post("/v1/enrolments", self.tpm.enrol_request()).of(wire.EnrolChallenge)
+        request = self.tpm.enrol_request()
+        if vendor:
+            certificate = ek_certificate(self.tpm.ek.public_key())
+            request = msgspec.structs.replace(request, ek_certificates=(b64encode(certificate),))
+        challenge = anyone.post("/v1/enrolments", request).of(wire.EnrolChallenge)
         result = anyone.post("/v1/activations", self.tpm.activate(challenge)).of(wire.EnrolResult)
         self.use(result.certificate)
+        self.tpm.forget_session()  # the service did too, so the binding key's certification is sent again
         return self
 
     def use(self, certificate: str) -> None:
@@ -257,8 +267,6 @@ class Host:
         issued = wire.IssueGeoTag(country=country, place="test", **facts)
         reply = self.service.caller("officer").post(f"/v1/hosts/{self.name}/geo-tag", issued)
         signed = reply.of(wire.GeoTagView).signed
-        from keypeer.wire.encoding import b64decode
-
         self.tpm.write_geo_tag(b64decode(signed.statement), b64decode(signed.signature))
         return self
 

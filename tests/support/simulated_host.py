@@ -157,6 +157,10 @@ class SimulatedHost:
         """Wake from suspend to RAM."""
         self.restart_count += 1
 
+    def forget_session(self) -> None:
+        """As an agent that starts anew: the next attestation certifies the binding key again."""
+        self._session_boot = None
+
     def make_binding_key(self) -> None:
         """Binds to the present boot state. (The RSA numbers stay; the policy, and so the Name, are new.)"""
         self.binding_policy = self.policy_digest(self.binding_pcrs)
