@@ -22,7 +22,7 @@ RANDOM_BYTES_MAX = 4096  # bytes of one Random
 U32_MAX = 0xFFFF_FFFF
 
 # ── the worker ─────────────────────────────────────────────────────────────────────────────────────────────────
-OPEN_SESSIONS_MAX = 4096  # sessions whose two key handles stay open; about 2 KB each in SoftHSM
+OPEN_SESSIONS_MAX = 4096  # sessions whose two key handles stay open; 16 KB each in SoftHSM, so 64 MB
 RECYCLE_AFTER_OPERATIONS = 500_000  # operations; SoftHSM 2.6.1 leaks about 170 bytes an unwrap: 85 MB
 SELF_TEST_INTERVAL_S = 60.0  # seconds
 HEAL_BACKOFF_S = 1.0  # seconds between attempts to reopen a broken token

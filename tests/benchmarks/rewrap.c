@@ -1,9 +1,10 @@
 /* What the PKCS #11 module itself can do: the limit for tests/benchmarks/rewrap.py.
  *
- *   rewrap MODULE LABEL < PIN, then lines "bare SECONDS" or "full SECONDS"; each answers "OPERATIONS NANOSECONDS".
+ *   rewrap MODULE LABEL < PIN, then lines "MODE SECONDS"; each answers "OPERATIONS NANOSECONDS".
  *
  * bare: C_UnwrapKey under the KEK, C_WrapKey under a session key, C_DestroyObject.
  * full: the same and the two HMACs of a release (over the record, over the release).
+ * bare-copies, full-copies: the same with session copies of KEK and record-mac, as the worker makes them.
  * The templates are those of hsm_adapter/mechanisms.py.
  */
 #include <dlfcn.h>
@@ -101,6 +102,11 @@ int main(int argc, char **argv)
     CALL(C_GenerateKey, session, &generic_gen, signer, COUNT(signer), &session_mac);
     CALL(C_WrapKey, session, &key_wrap, kek, key, wrapped, &wrapped_length);
 
+    ATTRIBUTE session_object[] = {{0x1, &no, 1}};
+    ULONG kek_copy, mac_copy;
+    CALL(C_CopyObject, session, kek, session_object, 1UL, &kek_copy);
+    CALL(C_CopyObject, session, mac_key, session_object, 1UL, &mac_copy);
+
     BOUND(C_UnwrapKey);
     BOUND(C_WrapKey);
     BOUND(C_DestroyObject);
@@ -108,14 +114,15 @@ int main(int argc, char **argv)
     BOUND(C_Sign);
     while (scanf("%15s %lf", mode, &seconds) == 2) {
         ULONG start = now(), deadline = start + (ULONG)(seconds * 1e9), done = 0;
-        int full = !strcmp(mode, "full");
+        int full = !strncmp(mode, "full", 4), copies = !!strchr(mode, '-');
+        ULONG with_kek = copies ? kek_copy : kek, with_mac = copies ? mac_copy : mac_key;
         while (now() < deadline) {
             if (full) {
-                check(C_SignInit(session, &hmac, mac_key), "C_SignInit");
+                check(C_SignInit(session, &hmac, with_mac), "C_SignInit");
                 length = sizeof mac;
                 check(C_Sign(session, text, 160UL, mac, &length), "C_Sign");
             }
-            check(C_UnwrapKey(session, &key_wrap, kek, wrapped, wrapped_length, unwrapped, COUNT(unwrapped), &key),
+            check(C_UnwrapKey(session, &key_wrap, with_kek, wrapped, wrapped_length, unwrapped, COUNT(unwrapped), &key),
                   "C_UnwrapKey");
             length = sizeof out;
             check(C_WrapKey(session, &key_wrap, session_key, key, out, &length), "C_WrapKey");

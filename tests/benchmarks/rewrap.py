@@ -1,0 +1,155 @@
+"""Rewraps per second of one hsm worker, against a C loop over the same module on the same token.
+
+    python -m tests.benchmarks.rewrap [--rounds 5] [--seconds 1]
+
+Rounds are interleaved, so that a busy neighbour slows all rows alike; figures are medians. Two limits are printed:
+``bare`` is C_UnwrapKey + C_WrapKey + C_DestroyObject, what a rewrap without our authentication costs; ``full`` adds
+the two HMACs that every release has. The worker works with session copies of KEK and record-mac
+(hsm_adapter/token.py), which SoftHSM serves faster; the ``copies`` limits grant the C loop the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hsm_adapter import protocol as p
+from hsm_adapter.engine import Engine
+from hsm_adapter.pin import read_pin
+from tests.support import hsm
+
+TARGET = 0.7  # of the bare C loop, for rewraps in batches
+LIMIT = "limit: C loop, "
+BATCH = 256  # operations a frame, what kms sends
+
+
+class Limit:
+    """The C program, compiled now."""
+
+    def __init__(self, token: hsm.SoftToken, directory: Path) -> None:
+        binary = directory / "rewrap"
+        source = Path(__file__).with_suffix(".c")
+        subprocess.run(["gcc", "-O2", "-w", "-o", str(binary), str(source), "-ldl"], check=True)
+        self._process = subprocess.Popen(
+            [str(binary), hsm.MODULE, hsm.LABEL],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **token.environment},
+        )
+        self._ask((token.home / "pin").read_text())
+
+    def _ask(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line)
+        self._process.stdin.flush()
+
+    def rate(self, mode: str, seconds: float) -> float:
+        """Operations a second of ``mode``; rewrap.c names them."""
+        self._ask(f"{mode} {seconds}\n")
+        assert self._process.stdout is not None
+        done, nanoseconds = map(int, self._process.stdout.readline().split())
+        return done / nanoseconds * 1e9
+
+    def close(self) -> None:
+        """End the program."""
+        self._process.communicate(timeout=10)
+
+
+def rate(batch: int, call: Callable[[], object], seconds: float) -> float:
+    """Operations a second of ``call``, which does ``batch`` of them."""
+    start = time.perf_counter()
+    for done in itertools.count(1):
+        call()
+        elapsed = time.perf_counter() - start
+        if elapsed >= seconds:
+            return done * batch / elapsed
+    raise AssertionError("count() never ends")
+
+
+def checked(client: hsm.Client, operations: list[p.Operation], kind: type) -> Callable[[], None]:
+    """One frame of ``operations``, each of which must succeed."""
+
+    def call() -> None:
+        results = client.call(*operations)
+        assert all(type(result) is kind for result in results)
+
+    return call
+
+
+def rows(client: hsm.Client, engine: Engine) -> dict[str, Callable[[float], float]]:
+    """What is measured, by name: seconds → operations a second."""
+    host = hsm.Host("bench-1")
+    record = client.one(p.CreateKey(p.NewKey("vm-1", 1, 64, bytes(32))), p.KeyRecord)
+    create, open_session = p.CreateKey(p.NewKey("vm-1", 1, 64, bytes(32))), host.open_session(os.urandom(16))
+    opened = client.one(open_session, p.OpenedSession)
+    rewrap = p.Rewrap(record, opened.record, 1, 2_000_000_000)
+    released = client.one(rewrap, p.Released)
+    assert len(host.vm_key(opened, rewrap, released)) == 64
+    assert engine.execute(rewrap) == released
+    in_frames = checked(client, [rewrap] * BATCH, p.Released)
+    return {
+        f"rewrap, frames of {BATCH}": lambda seconds: rate(BATCH, in_frames, seconds),
+        "rewrap, one a frame": lambda seconds: rate(1, checked(client, [rewrap], p.Released), seconds),
+        "rewrap, in process": lambda seconds: rate(1, lambda: engine.execute(rewrap), seconds),
+        f"create, frames of {BATCH}": lambda seconds: rate(
+            BATCH, checked(client, [create] * BATCH, p.KeyRecord), seconds
+        ),
+        "open session, frames of 16": lambda seconds: rate(
+            16, checked(client, [open_session] * 16, p.OpenedSession), seconds
+        ),
+    }
+
+
+def measure(directory: Path, rounds: int, seconds: float) -> dict[str, float]:
+    """Medians over interleaved rounds, operations a second by row."""
+    token = hsm.fresh_token(directory / "token")
+    os.environ.update(token.environment)
+    limit = Limit(token, directory)
+    engine = Engine(hsm.MODULE, hsm.LABEL, lambda: read_pin(token.pin), self_test_interval=3600)
+    engine.start()
+    with hsm.running_worker(token, directory / "worker", recycle_after=10**9, self_test_interval=3600) as worker:
+        measured = {
+            LIMIT + "bare": lambda s: limit.rate("bare", s),
+            LIMIT + "full": lambda s: limit.rate("full", s),
+            LIMIT + "bare, copies": lambda s: limit.rate("bare-copies", s),
+            LIMIT + "full, copies": lambda s: limit.rate("full-copies", s),
+            **rows(worker.client(), engine),
+        }
+        figures: dict[str, list[float]] = {name: [] for name in measured}
+        for _ in range(rounds):
+            for name, take in measured.items():
+                figures[name].append(take(seconds))
+    limit.close()
+    engine.close()
+    return {name: statistics.median(values) for name, values in figures.items()}
+
+
+def main() -> int:
+    """Print the table; exit status 1 when batched rewraps miss the target."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.rewrap", description="Rewraps per second.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="keypeer-bench-") as directory:
+        figures = measure(Path(directory), options.rounds, options.seconds)
+    limits = {name.removeprefix(LIMIT): figure for name, figure in figures.items() if name.startswith(LIMIT)}
+    print(f"{'':32}{'per second':>12}" + "".join(f"{'of ' + name:>18}" for name in limits))
+    for name, figure in figures.items():
+        ratios = "".join(f"{figure / limit:>18.2f}" for limit in limits.values()) if name.startswith("rewrap") else ""
+        print(f"{name:32}{figure:>12,.0f}{ratios}")
+    ratio = figures[f"rewrap, frames of {BATCH}"] / limits["bare"]
+    print(f"batched rewraps: {ratio:.2f} of the bare C loop, target {TARGET}: {'met' if ratio >= TARGET else 'MISSED'}")
+    return 0 if ratio >= TARGET else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
