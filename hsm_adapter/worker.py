@@ -13,7 +13,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -28,6 +28,7 @@ from hsm_adapter.framing import FrameError, Reply, decode_operation, decode_requ
 from hsm_adapter.protocol import OperationError, Result
 
 _UCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
+_FIRST_INHERITED: Final = 3  # SD_LISTEN_FDS_START
 _READ_AHEAD_MAX: Final = limits.FRAME_BYTES_MAX + 4  # bytes buffered unserved: one whole frame
 
 log: Final = structlog.get_logger()
@@ -81,7 +82,10 @@ class Connection:
 
 
 class Worker:
-    """Serves ``engine`` on the socket at ``path`` to processes of ``uids``, until SIGTERM or ``recycle_after``."""
+    """Serves ``engine`` on the socket at ``path`` to processes of ``uids``, until SIGTERM or ``recycle_after``.
+
+    A socket inherited from systemd goes before ``path``.
+    """
 
     def __init__(self, engine: Engine, path: Path, uids: frozenset[int], recycle_after: int) -> None:
         self._engine = engine
@@ -94,7 +98,8 @@ class Worker:
 
     def run(self) -> None:
         """Listen, serve, drain, close. Raises SocketInUse."""
-        listener = listen(self._path)
+        inherited = inherited_listener(os.environ)
+        listener = inherited or listen(self._path)
         try:
             wake = self._wake_on_signals()
             self._selector.register(listener, selectors.EVENT_READ)
@@ -104,7 +109,8 @@ class Worker:
             for done_with in (listener, wake):
                 self._selector.unregister(done_with)
         finally:
-            self._path.unlink(missing_ok=True)  # before closing: from then on the path may be a successor's
+            if inherited is None:
+                self._path.unlink(missing_ok=True)  # before closing: from then on the path may be a successor's
             listener.close()
         log.info("leaving", reason="signal" if self._stopping else "recycling", operations=self._engine.operations)
         self._drain()
@@ -221,6 +227,18 @@ def _results(engine: Engine, operations: Iterable[msgspec.Raw]) -> Iterable[Resu
             yield OperationError(error.code, error.detail, error.retryable)
         else:
             yield engine.execute(operation)
+
+
+def inherited_listener(environ: Mapping[str, str]) -> socket.socket | None:
+    """The socket that systemd listens on for us (sd_listen_fds(3)), whose owner and mode its unit sets; else None.
+
+    The way to let a service under another user connect to a socket of mode 0600.
+    """
+    if environ.get("LISTEN_PID") != str(os.getpid()) or environ.get("LISTEN_FDS") != "1":
+        return None
+    listener = socket.socket(fileno=_FIRST_INHERITED)
+    listener.setblocking(False)
+    return listener
 
 
 def listen(path: Path) -> socket.socket:

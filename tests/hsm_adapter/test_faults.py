@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,6 +29,14 @@ try:
     print("answered" if s.recv(100) else "refused")
 except ConnectionError:
     print("refused")
+"""
+
+# What systemd does for a socket-activated service.
+ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.executable, [sys.executable, "-m", "hsm_adapter", "--config", sys.argv[2]])
 """
 
 
@@ -277,6 +287,23 @@ def test_only_named_uids_get_in(token: hsm.SoftToken, allowed: bool) -> None:
             assert ("connection refused" in events(worker)) is not allowed
         finally:
             worker.stop()
+
+
+def test_a_socket_of_systemds_is_served_and_left_in_place(token: hsm.SoftToken, tmp_path: Path) -> None:
+    """sd_listen_fds(3): descriptor 3, LISTEN_FDS, LISTEN_PID of the process itself."""
+    path = tmp_path / "activated.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        config = hsm.settings_file(token, tmp_path / "w")
+        command = [sys.executable, "-c", ACTIVATE, str(listener.fileno()), str(config)]
+        worker = subprocess.Popen(command, pass_fds=[listener.fileno()])
+        with hsm.Client(path) as client:
+            assert client.one(p.Ping(), p.Pong).pid == worker.pid
+        worker.terminate()
+        assert worker.wait(timeout=30) == 0
+    assert path.exists()
+    assert not (tmp_path / "w" / "hsm.sock").exists()
 
 
 def test_more_clients_than_allowed_are_turned_away(token: hsm.SoftToken, tmp_path: Path) -> None:
