@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import verification
 
@@ -25,6 +26,14 @@ EK_CERTIFICATE_USAGE = x509.ObjectIdentifier("2.23.133.8.1")
 # size) around a TCG_FULL_CERT (tag), seven bytes before the DER.
 _STORED_CERT_TAG, _FULL_CERT_TAG = b"\x10\x01\x00", b"\x10\x02"
 _STORED_CERT_HEADER_BYTES = 7
+# pyca reads a certificate's parts when they are asked for, and each has its own way to fail.
+_UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +111,10 @@ def _chain_flaws(public: Public, blobs: Sequence[bytes], vendor_cas: VendorCas, 
     try:
         leaf, *intermediates = [x509.load_der_x509_certificate(cut_certificate(blob)) for blob in blobs]
         reasons = _leaf_flaws(public, leaf)
-    except ValueError as error:
+        chain = _path_flaw(leaf, intermediates, vendor_cas, now)
+    except _UNREADABLE as error:
         asked = "X.509 certificates in DER"
         return [Reason("ek.certificate", asked, f"one that doesn't parse: {error}", _MEND_INVENTORY)]
-    if not is_default_ek(public):
-        asked = "the public area of a default EK template (TCG EK Credential Profile §B.4)"
-        found = "another: a certificate proves the key, but neither its attributes nor its policy"
-        reasons.append(Reason("ek.template", asked, found, _MEND_INVENTORY))
-    chain = _path_flaw(leaf, intermediates, vendor_cas, now)
     return [*reasons, chain] if chain else reasons
 
 
@@ -127,6 +132,10 @@ def _leaf_flaws(public: Public, leaf: x509.Certificate) -> list[Reason]:
         asked = f"extended key usage {EK_CERTIFICATE_USAGE.dotted_string} (EK certificate)"
         found = ", ".join(usage.dotted_string for usage in usages) or "no extended key usage"
         reasons.append(Reason("ek.usage", asked, found, _MEND_INVENTORY))
+    if not is_default_ek(public):
+        asked = "the public area of a default EK template (TCG EK Credential Profile §B.4)"
+        found = "another: a certificate proves the key, but neither its attributes nor its policy"
+        reasons.append(Reason("ek.template", asked, found, _MEND_INVENTORY))
     return reasons
 
 

@@ -5,6 +5,7 @@ Parsing proves nothing; see kms.evidence.signed for signature, magic and type.
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import Generic, NamedTuple, TypeVar
 
 from kms import limits
@@ -13,6 +14,8 @@ from kms.tpm.reader import Reader
 from kms.tpm.selection import PcrSelection, read_selections
 
 _STRUCTURE = "TPMS_ATTEST"
+_HEADER = Struct(">IH")  # magic, type
+_CLOCK_AND_FIRMWARE = Struct(">QIIBQ")  # TPMS_CLOCK_INFO and firmwareVersion
 
 ATTEST_TYPES = {ST_ATTEST_QUOTE: "quote", ST_ATTEST_CERTIFY: "certify", ST_ATTEST_NV: "NV certify"}
 
@@ -63,8 +66,8 @@ class Attest(NamedTuple, Generic[Info]):
 
 def read_header(data: bytes) -> tuple[int, int]:
     """Magic and TPMI_ST_ATTEST of a TPMS_ATTEST."""
-    reader = Reader(data, _STRUCTURE)
-    return reader.u32("magic"), reader.u16("type")
+    magic, kind = Reader(data, _STRUCTURE).unpack(_HEADER, "magic")
+    return magic, kind
 
 
 def parse_quote(data: bytes) -> Attest[QuoteInfo]:
@@ -100,26 +103,14 @@ def parse_nv_certify(data: bytes) -> Attest[NvCertifyInfo]:
 
 def _open(data: bytes, wanted: int) -> tuple[Reader, tuple[bytes, bytes, ClockInfo, int]]:
     reader = Reader(data, _STRUCTURE)
-    magic = reader.u32("magic")
+    magic, kind = reader.unpack(_HEADER, "magic")
     if magic != TPM_GENERATED_VALUE:
         raise reader.error("magic", f"is 0x{magic:08x}, not TPM_GENERATED")
-    kind = reader.u16("type")
     if kind != wanted:
         raise reader.error("type", f"is 0x{kind:04x}, not that of a {ATTEST_TYPES[wanted]}")
     signer = reader.sized(limits.TPM_NAME_BYTES_MAX, "qualifiedSigner")
     extra_data = reader.sized(limits.TPM_DATA_BYTES_MAX, "extraData")
-    clock = ClockInfo(
-        reader.u64("clockInfo.clock"),
-        reader.u32("clockInfo.resetCount"),
-        reader.u32("clockInfo.restartCount"),
-        _yes(reader),
-    )
-    return reader, (signer, extra_data, clock, reader.u64("firmwareVersion"))
-
-
-def _yes(reader: Reader) -> bool:
-    # TPMI_YES_NO, §9.2
-    value = reader.u8("clockInfo.safe")
-    if value > 1:
-        raise reader.error("clockInfo.safe", f"is {value}, neither 0 nor 1")
-    return value == 1
+    clock, reset_count, restart_count, safe, firmware = reader.unpack(_CLOCK_AND_FIRMWARE, "clockInfo")
+    if safe > 1:  # TPMI_YES_NO, §9.2
+        raise reader.error("clockInfo.safe", f"is {safe}, neither 0 nor 1")
+    return reader, (signer, extra_data, ClockInfo(clock, reset_count, restart_count, safe == 1), firmware)

@@ -5,6 +5,8 @@ tpm2-tss reads on past trailing bytes and leaves sizes to its buffers; a verifie
 
 from __future__ import annotations
 
+from struct import Struct
+
 from kms.errors import EvidenceError
 
 
@@ -39,8 +41,10 @@ class Reader:
     def u32(self, field: str) -> int:
         return int.from_bytes(self.take(4, field), "big")
 
-    def u64(self, field: str) -> int:
-        return int.from_bytes(self.take(8, field), "big")
+    def unpack(self, layout: Struct, field: str) -> tuple[int, ...]:
+        """Neighbouring integers at once; ``layout`` is big-endian."""
+        values: tuple[int, ...] = layout.unpack(self.take(layout.size, field))
+        return values
 
     def take(self, size: int, field: str) -> bytes:
         """The next ``size`` bytes."""

@@ -32,7 +32,7 @@ class Ca:
 
 def issue(
     subject: str,
-    key: x509.CertificateIssuerPublicKeyTypes | ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
+    key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
     issuer: Ca | None,
     signer: ec.EllipticCurvePrivateKey,
     *,
@@ -77,7 +77,7 @@ def make_ca(name: str, issuer: Ca | None = None, **options: object) -> Ca:
     return Ca(key, issue(name, key.public_key(), issuer, signer, **fields))  # type: ignore[arg-type]  # issue's keywords
 
 
-def leaf(issuer: Ca, key: Key, **options: object) -> bytes:
+def ek_certificate(issuer: Ca, key: Key, **options: object) -> bytes:
     """An EK certificate's DER over ``key``; ``options`` are issue()'s."""
     fields: dict[str, object] = {"usages": (EK_CERTIFICATE_USAGE,)} | options
     certificate = issue("", key.public_key(), issuer, issuer.key, **fields)  # type: ignore[arg-type]  # issue's keywords
