@@ -111,6 +111,8 @@ class Worker:
         finally:
             if inherited is None:
                 self._path.unlink(missing_ok=True)  # before closing: from then on the path may be a successor's
+                while self._accept(listener):  # who came before that gets an answer too
+                    pass
             listener.close()
         log.info("leaving", reason="signal" if self._stopping else "recycling", operations=self._engine.operations)
         self._drain()
@@ -129,19 +131,21 @@ class Worker:
         self._serve_one_each()
         self._engine.tick()
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket) -> bool:
+        """Take in one client, or turn it away; False when none is waiting."""
         try:
             sock, _ = listener.accept()
-        except OSError:  # the client left before its turn
-            return
+        except OSError:  # also when a client left before its turn
+            return False
         pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         if uid not in self._uids or len(self._connections) >= limits.CONNECTIONS_MAX:
             log.warning("connection refused", pid=pid, uid=uid, connections=len(self._connections))
             sock.close()
-            return
+            return True
         sock.setblocking(False)
         connection = self._connections[sock.fileno()] = Connection(sock)
         self._selector.register(sock, connection.events, connection)
+        return True
 
     def _exchange(self, connection: Connection, events: int) -> None:
         alive = connection.send() if events & selectors.EVENT_WRITE else connection.receive()

@@ -5,6 +5,7 @@ PKCS #11 runs in worker processes only: SOFTHSM2_CONF and C_Initialize are once 
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import hmac
@@ -98,7 +99,9 @@ def blank_token(home: Path) -> SoftToken:
 @functools.cache
 def _prototype() -> SoftToken:
     """One provisioned token a test run; tests get copies, which costs a millisecond instead of half a second."""
-    token = blank_token(Path(tempfile.mkdtemp(prefix="keypeer-token-")) / "prototype")
+    home = Path(tempfile.mkdtemp(prefix="keypeer-token-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    token = blank_token(home / "prototype")
     token.provision("--so-pin", f"file:{token.home / 'so-pin'}")
     return token
 
