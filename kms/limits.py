@@ -59,7 +59,7 @@ CLOCK_BACKWARDS_MAX_S = 5  # seconds that the clock may stand before the newest 
 
 # ── TPM structures and evidence ────────────────────────────────────────────────────────────────────────────────
 TPM_DIGEST_BYTES_MAX = 64  # bytes; TPM2B_DIGEST holds at most a SHA-512 (TPM 2.0 Part 2 §10.4.2)
-TPM_NAME_BYTES_MAX = 2 + TPM_DIGEST_BYTES_MAX  # bytes; nameAlg and digest (Part 2 §10.5.2)
+TPM_NAME_BYTES_MAX = 2 + TPM_DIGEST_BYTES_MAX  # bytes; nameAlg and digest (Part 2 §10.5.3)
 TPM_DATA_BYTES_MAX = TPM_NAME_BYTES_MAX  # bytes; TPM2B_DATA is as large as a TPMT_HA (Part 2 §10.4.3)
 TPM_RSA_BITS_MIN = 2048  # bits; NIST SP 800-131A, smaller ones are disallowed
 TPM_RSA_BITS_MAX = 4096  # bits; the largest that TPMs make
@@ -69,15 +69,14 @@ TPM_PUBLIC_BYTES_MAX = 1024  # bytes of TPMT_PUBLIC; RSA-4096 with a SHA-512 pol
 TPM_PCR_SELECTIONS_MAX = 16  # banks in one TPML_PCR_SELECTION (Part 2 §10.9.7, HASH_COUNT)
 TPM_PCR_SELECT_BYTES_MAX = 4  # bytes of one bank's bitmap: 32 PCRs; PC clients have 24
 TPM_NV_CONTENTS_BYTES_MAX = 1024  # bytes of one NV_Certify; common MAX_NV_BUFFER_SIZE values are 512 to 1024
-TPM_CREDENTIAL_BYTES_MAX = TPM_DIGEST_BYTES_MAX  # bytes; a credential is a TPM2B_DIGEST (Part 1 §24.4)
 
-ATTESTATION_KEYS_CACHED = 65_536  # AKs parsed and checked once each, about 2 KB
-GEO_TAGS_CACHED = 65_536  # tags whose signature was verified, by their exact bytes, about 1 KB
-BINDING_POLICIES_CACHED = 4096  # PolicyPCR digests, about 0.3 KB; a fleet has few distinct boot states
+ATTESTATION_KEYS_CACHED = 65_536  # AKs parsed and checked once each, 2.4 KB measured
+GEO_TAGS_CACHED = 65_536  # tags whose signature was verified, by their exact bytes, 0.8 KB measured
+BINDING_POLICIES_CACHED = 4096  # PolicyPCR digests, about 1.5 KB; a fleet has few distinct boot states
 
 EK_CERTIFICATE_BYTES_MAX = 6144  # bytes with padding; NV indices hold 1–4 KB, and the wire caps it here
 EK_CHAIN_MAX = 4  # certificates sent with an EK: leaf and intermediates
-EK_CHAIN_DEPTH_MAX = 6  # intermediates between leaf and vendor root; Infineon and AMD use up to 3
+EK_CHAIN_DEPTH_MAX = EK_CHAIN_MAX  # intermediates between leaf and vendor CA; more than are sent there can't be
 
 # ── store ──────────────────────────────────────────────────────────────────────────────────────────────────────
 STORE_KEY_BYTES_MAX = 511  # bytes; LMDB's MDB_MAXKEYSIZE as built

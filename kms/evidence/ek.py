@@ -22,7 +22,7 @@ from kms.tpm.public import Public, parse_public_2b
 
 # tcg-kp-EKCertificate, TCG EK Credential Profile 2.5 §3.2.16
 EK_CERTIFICATE_USAGE = x509.ObjectIdentifier("2.23.133.8.1")
-# TCG PC Client Implementation Specification 1.21 §7.4.5: some NV indices hold a TCG_PCCLIENT_STORED_CERT (tag, type,
+# TCG PC Client Implementation Specification 1.21 §7.4: some NV indices hold a TCG_PCCLIENT_STORED_CERT (tag, type,
 # size) around a TCG_FULL_CERT (tag), seven bytes before the DER.
 _STORED_CERT_TAG, _FULL_CERT_TAG = b"\x10\x01\x00", b"\x10\x02"
 _STORED_CERT_HEADER_BYTES = 7
@@ -161,14 +161,6 @@ def _path_flaw(
     return None
 
 
-def _signs_certificates(
-    policy: verification.Policy, certificate: x509.Certificate, extension: x509.BasicConstraints
-) -> None:
-    # pyca checks cA only in its own web PKI policy; without this, any EK's certificate could vouch for another.
-    if not extension.ca:
-        raise ValueError(f"{certificate.subject.rfc4514_string()} is no CA")
-
-
 def _may_sign_certificates(
     policy: verification.Policy, certificate: x509.Certificate, extension: x509.KeyUsage | None
 ) -> None:
@@ -177,11 +169,11 @@ def _may_sign_certificates(
 
 
 # Vendors' CAs are not web PKI: basicConstraints isn't always critical, EK certificates have an empty subject and a
-# directoryName in a critical subjectAltName.
+# directoryName in a critical subjectAltName. pyca checks cA and the path length under any policy, keyUsage only here.
 _AGNOSTIC = verification.Criticality.AGNOSTIC
 _CA_POLICY = (
     verification.ExtensionPolicy.permit_all()
-    .require_present(x509.BasicConstraints, _AGNOSTIC, _signs_certificates)
+    .require_present(x509.BasicConstraints, _AGNOSTIC, None)
     .may_be_present(x509.KeyUsage, _AGNOSTIC, _may_sign_certificates)
 )
 _EE_POLICY = verification.ExtensionPolicy.permit_all()

@@ -1,4 +1,4 @@
-"""TPM2_MakeCredential without a TPM (TPM 2.0 Part 1 §24, Annexes B.10 and C.6).
+"""TPM2_MakeCredential without a TPM (TPM 2.0 Part 1 §24, Annexes B.10.4 and C.6.4).
 
 Only the TPM that holds the EK, with the key of exactly ``ak_name`` loaded, gives the secret back
 (TPM2_ActivateCredential): EK and AK are proved together or not at all.
@@ -66,7 +66,7 @@ def _share_seed(ek: Public, random: Callable[[int], bytes]) -> tuple[bytes, byte
     """The seed and what carries it to the TPM."""
     key = ek.key()
     if isinstance(key, rsa.RSAPublicKey):
-        # §B.10.3: OAEP with the EK's nameAlg for hash and MGF1.
+        # §B.10.4: OAEP with the EK's nameAlg for hash and MGF1.
         seed = random(ek.name_hash.size)
         oaep = padding.OAEP(padding.MGF1(ek.name_hash.pyca), ek.name_hash.pyca, label=_IDENTITY)
         return seed, key.encrypt(seed, oaep)
@@ -76,7 +76,7 @@ def _share_seed(ek: Public, random: Callable[[int], bytes]) -> tuple[bytes, byte
 def _share_seed_ecc(
     hash_: Hash, key: ec.EllipticCurvePublicKey, size: int, random: Callable[[int], bytes]
 ) -> tuple[bytes, bytes]:
-    # §C.6.3: one-pass ECDH; the encrypted secret is the ephemeral TPMS_ECC_POINT.
+    # §C.6.4: one-pass ECDH; the encrypted secret is the ephemeral TPMS_ECC_POINT.
     ephemeral = _ephemeral(key.curve, size, random)
     point = ephemeral.public_key().public_numbers()
     x = point.x.to_bytes(size, "big")

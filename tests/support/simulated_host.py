@@ -99,7 +99,7 @@ class SimulatedHost:
             rsa.generate_private_key(public_exponent=65537, key_size=2048) if own else shared_rsa_key(rsa_key or 0)
         )
         self.binding_attributes = t.BINDING_ATTRIBUTES
-        self.binding_scheme = t.NO_SCHEME
+        self.binding_scheme, self.binding_name_hash = t.NO_SCHEME, c.SHA256
         self.binding_pcrs = binding_pcrs
         self.binding_policy = self.policy_digest(binding_pcrs)
         self.nv: SimulatedNv | None = None
@@ -130,12 +130,17 @@ class SimulatedHost:
     @property
     def binding_public(self) -> bytes:
         """TPMT_PUBLIC."""
-        public = self.binding_key.public_key()
-        return t.rsa_public(public, self.binding_attributes, policy=self.binding_policy, key_scheme=self.binding_scheme)
+        return t.rsa_public(
+            self.binding_key.public_key(),
+            self.binding_attributes,
+            policy=self.binding_policy,
+            name_hash=self.binding_name_hash,
+            key_scheme=self.binding_scheme,
+        )
 
     @property
     def binding_name(self) -> bytes:
-        return t.name(self.binding_public)
+        return t.name(self.binding_public, self.binding_name_hash)
 
     def policy_digest(self, pcrs: tuple[int, ...]) -> bytes:
         """PolicyPCR over the present values, as TPM2_PolicyGetDigest would answer."""

@@ -97,6 +97,18 @@ def _(x: Exchange) -> Built:
     return honest(x)
 
 
+@attack("binding key with another nameAlg", "binding.attributes", "binding.policy")
+def _(x: Exchange) -> Built:
+    x.host.binding_name_hash, x.host.binding_policy = c.SHA384, bytes(48)
+    return honest(x)
+
+
+@attack("binding key that decrypts PKCS #1 v1.5", "binding.attributes")
+def _(x: Exchange) -> Built:
+    x.host.binding_scheme = t.u16(c.ALG_RSAES)
+    return honest(x)
+
+
 @attack("binding key of another size", "binding.attributes")
 def _(x: Exchange) -> Built:
     x.host.binding_key = shared_rsa_key(0, 3072)

@@ -122,6 +122,7 @@ WRONG = {
     "even exponent": (rsa_area(exponent=65538), "exponent"),
     "1024 bits": (rsa_area().replace(t.u16(2048) + t.u32(0), t.u16(1024) + t.u32(0)), "keyBits"),
     "modulus shorter than said": (rsa_area().replace(t.tpm2b(MODULUS), t.tpm2b(MODULUS[1:])), "unique"),
+    "modulus longer than said": (rsa_area().replace(t.tpm2b(MODULUS), t.tpm2b(b"\0" + MODULUS)), "unique"),
     "modulus with leading zero": (rsa_area().replace(MODULUS, b"\0" + MODULUS[1:]), "unique"),
     "a byte too many": (GOOD + b"\0", "end"),
     "a byte too few": (GOOD[:-1], "unique.y"),
