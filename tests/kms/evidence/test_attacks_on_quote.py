@@ -37,6 +37,13 @@ def _(x: Exchange) -> Built:
     return replace(evidence, quote_signature=t.sign(x.host.ak, evidence.quote_attest, c.SHA384)), x.expectations()
 
 
+@attack("good signature relabelled with SHA-1", "quote.signature")
+def _(x: Exchange) -> Built:
+    evidence = x.evidence()
+    relabelled = t.u16(c.ALG_ECDSA) + t.u16(c.ALG_SHA1) + evidence.quote_signature[4:]
+    return replace(evidence, quote_signature=relabelled), x.expectations()
+
+
 @attack("signature blob names another algorithm than the AK's scheme", "quote.signature")
 def _(x: Exchange) -> Built:
     evidence = x.evidence()
