@@ -1,0 +1,62 @@
+"""One error root for the SDK.
+
+    KeypeerClientError      code, detail, hint
+    ├── ProblemError        the service said no: status and reasons (RFC 9457)
+    ├── ServiceUnavailable  the service can't be reached, or didn't answer in time
+    ├── AnswerError         what answered doesn't speak this protocol
+    │   └── ReleaseForged   an answer that the HSM didn't make for this host, session and VM
+    ├── TpmError            the TPM said no, or there is none (tpm.*)
+    └── StateError          the agent's folder, or an argument that can't be right
+"""
+
+from __future__ import annotations
+
+from keypeer.wire.messages import Problem, ReasonView
+
+
+class KeypeerClientError(Exception):
+    """``code`` is stable and dotted, ``detail`` for people, ``hint`` how to mend it. None of them holds a secret."""
+
+    def __init__(self, code: str, detail: str, hint: str = "") -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+        self.hint = hint
+
+
+class ProblemError(KeypeerClientError):
+    """A problem document of the service."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.code, problem.detail, problem.hint)
+        self.problem = problem
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return self.problem.status
+
+    @property
+    def reasons(self) -> tuple[ReasonView, ...]:
+        """Every failed check of the decision."""
+        return self.problem.reasons
+
+
+class ServiceUnavailable(KeypeerClientError):
+    """No answer. Whether a call that changes something took effect is unknown."""
+
+
+class AnswerError(KeypeerClientError):
+    """An answer that isn't one of this protocol."""
+
+
+class ReleaseForged(AnswerError):
+    """A release whose MAC doesn't name what was asked for, or that is stale. Nothing was unwrapped."""
+
+
+class TpmError(KeypeerClientError):
+    """The TPM refused, or can't be reached."""
+
+
+class StateError(KeypeerClientError):
+    """The agent's folder is missing something, or isn't its owner's alone."""
