@@ -14,6 +14,7 @@ RETRY_AFTER_MAX_S = 10.0  # seconds; a longer Retry-After is the caller's to wai
 
 # ── TPM ────────────────────────────────────────────────────────────────────────────────────────────────────────
 TPM_CALL_S = 120.0  # seconds for one visit to the TPM; RSA-2048 key generation takes slow chips up to a minute
+TPM_LOCK_S = 60.0  # seconds to wait for another process of this agent to leave the TPM
 TPM_LOCK_POLL_S = 0.02  # seconds between looks at the lock of another process of this agent
 QUOTE_ATTEMPTS_MAX = 5  # count; a PCR may move between TPM2_PCR_Read and TPM2_Quote
 PCRS_A_READ_MAX = 8  # count; TPM 2.0 Part 2 §10.9.7, TPML_DIGEST

@@ -82,13 +82,15 @@ def pcr_read(tpm: Tpm, bank: str, pcrs: Iterable[int]) -> dict[int, bytes]:
 
 def pcr_extend(tpm: Tpm, bank: str, pcr: int, digest: bytes) -> None:
     """TPM2_PCR_Extend of one bank."""
-    from tpm2_pytss import TPM2_ALG, TPML_DIGEST_VALUES, TPMT_HA, TPMU_HA
+    from tpm2_pytss import ESYS_TR, TPM2_ALG, TPML_DIGEST_VALUES, TPMT_HA, TPMU_HA
 
     algorithm = TPM2_ALG.SHA256 if bank == "sha256" else TPM2_ALG.SHA384
     if len(digest) != _DIGEST_BYTES[bank]:
         raise TpmError("tpm.digest", f"{len(digest)} bytes are no {bank} digest")
     with translated():
-        tpm.esys.pcr_extend(pcr, TPML_DIGEST_VALUES([TPMT_HA(hashAlg=algorithm, digest=TPMU_HA(**{bank: digest}))]))
+        tpm.esys.pcr_extend(
+            ESYS_TR(pcr), TPML_DIGEST_VALUES([TPMT_HA(hashAlg=algorithm, digest=TPMU_HA(**{bank: digest}))])
+        )
 
 
 def quote(tpm: Tpm, ak: Any, qualifying: bytes, bank: str, pcrs: Iterable[int]) -> Quote:

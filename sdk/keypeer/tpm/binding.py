@@ -136,12 +136,11 @@ def _policy_session(tpm: Tpm, salt_key: Any) -> Iterator[Any]:
 
 
 def _oaep(oaep_hash: str) -> Any:
-    from tpm2_pytss import TPM2_ALG, TPMT_RSA_DECRYPT, TPMU_ASYM_SCHEME
-    from tpm2_pytss.types import TPMS_ENC_SCHEME_OAEP
+    from tpm2_pytss import TPM2_ALG, TPMT_RSA_DECRYPT
 
-    algorithm = TPM2_ALG.SHA256 if oaep_hash == "sha256" else TPM2_ALG.SHA1
-    details = TPMU_ASYM_SCHEME(oaep=TPMS_ENC_SCHEME_OAEP(hashAlg=algorithm))
-    return TPMT_RSA_DECRYPT(scheme=TPM2_ALG.OAEP, details=details)
+    scheme = TPMT_RSA_DECRYPT(scheme=TPM2_ALG.OAEP)
+    scheme.details.oaep.hashAlg = TPM2_ALG.SHA256 if oaep_hash == "sha256" else TPM2_ALG.SHA1
+    return scheme
 
 
 def _moved(opened: Any) -> LockedBytes:

@@ -23,16 +23,19 @@ _CODES = {
     0x0A2: ("tpm.auth", "an authorisation failed", "the owner and endorsement hierarchies need an empty password"),
     0x902: ("tpm.memory", "the TPM has no room for another object", "flush transient objects: tpm2_flushcontext -t"),
     0x148: ("tpm.nv_locked", "the NV index is locked", "its content stays until it is undefined"),
+    0x14A: ("tpm.nv_unwritten", "nothing was written to the NV index yet", "write it first"),
     0x08B: ("tpm.handle", "there is no such object or NV index", ""),
     0x09F: ("tpm.integrity", "the blob isn't one of this TPM's", "was the TPM cleared or replaced? enrol again"),
-    0x095: ("tpm.blob", "the blob isn't what its kind should be", "enrol from the start"),
-    0x09A: ("tpm.blob", "the blob is cut short", "enrol from the start"),
+    0x095: ("tpm.blob", "a TPM structure has the wrong size", "enrol or attest from the start"),
+    0x09A: ("tpm.blob", "a TPM structure is cut short", "enrol or attest from the start"),
 }
 # In format-zero codes (bit 7 clear) every bit is the code's own; in format-one codes bits 6 and 8 to 11 number the
 # handle, parameter or session at fault.
 _FORMAT_ONE, _FORMAT_ONE_MASK = 0x080, 0x0BF
-# The layers of the TSS number themselves above the TPM's 16 bits; the TPM's own is 0 (TSS 2.0 Overview §3.3).
-_LAYER_MASK = 0xFFFF0000
+# The layers of the TSS number themselves above the TPM's 16 bits (TCG TSS 2.0 Overview and Common Structures §3.3): the
+# TPM itself, a resource manager speaking as one, and the marshalling library.
+_LAYER_SHIFT, _CODE_MASK = 16, 0xFFFF
+_SAID_BY_A_TPM, _MARSHALLING = (0, 12), 9
 
 
 class Tpm:
@@ -117,10 +120,11 @@ def translated() -> Iterator[None]:
 
 
 def _in_words(rc: int, text: str) -> TpmError:
-    base = rc & _FORMAT_ONE_MASK if rc & _FORMAT_ONE else rc
-    if not rc & _LAYER_MASK and base in _CODES:
-        code, detail, hint = _CODES[base]
-        return TpmError(code, f"{detail} (TPM answered 0x{rc:03X})", hint)
-    if rc & _LAYER_MASK:
+    layer, code = rc >> _LAYER_SHIFT, rc & _CODE_MASK
+    if layer == _MARSHALLING:
+        return TpmError("tpm.blob", f"a TPM structure doesn't parse: {text}", "enrol or attest from the start")
+    if layer not in _SAID_BY_A_TPM:
         return TpmError("tpm.unavailable", f"the TPM doesn't answer: {text}", "is it there, and does nothing block it?")
-    return TpmError("tpm.failed", f"{text} (TPM answered 0x{rc:03X})")
+    base = code & _FORMAT_ONE_MASK if code & _FORMAT_ONE else code
+    name, detail, hint = _CODES.get(base, ("tpm.failed", text, ""))
+    return TpmError(name, f"{detail} (TPM answered 0x{code:03X})", hint)

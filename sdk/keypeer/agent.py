@@ -1,0 +1,278 @@
+"""The host's side of the protocol: its TPM, its folder and the service, in one object."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+from keypeer import collect, limits
+from keypeer.client import AsyncClient
+from keypeer.errors import AnswerError, ProblemError, StateError, TpmError
+from keypeer.identity import signing_request
+from keypeer.session import Session, uptime
+from keypeer.state import AgentState
+from keypeer.tpm import Tpm, pcr_read
+from keypeer.vmkey import VmKey
+from keypeer.wire.messages import BATCH_MAX, AttestResult, BatchItem, Challenge, EnrolResult, GeoTagView, HostView
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+# What ends a session on the service's side; attesting anew mends it.
+_SESSION_GONE = ("session.unknown", "session.expired", "session.certificate")
+
+
+@dataclass(frozen=True)
+class _Next:
+    """A challenge that came with the last answer, good until ``uptime()`` passes ``until``."""
+
+    challenge: Challenge
+    until: float
+
+
+class HostAgent:
+    """One host. Use it with ``async with``; the methods of one agent take turns.
+
+    The TPM is opened for each visit and closed after it, in a thread of its own, so that other programs get their turn.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | AgentState) -> None:
+        self.state = folder if isinstance(folder, AgentState) else AgentState.open(folder)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="keypeer-tpm")
+        self._turn = asyncio.Lock()
+        self._client: AsyncClient | None = None
+        self._session: Session | None = None
+        self._known: collect.Known | None = None
+        self._next: _Next | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Wipes the session's keys, closes connections; released VM keys stay."""
+        await self._disconnect()
+        self._thread.shutdown(wait=False)
+
+    # ── what a host does ───────────────────────────────────────────────────────────────────────────────────────
+
+    async def enrol(self) -> EnrolResult:
+        """Proves EK and AK to the service and keeps the certificate that it issues. The host can't attest before the
+        answer's ``status`` is approved. Enrolling again is allowed; it ends the host's session."""
+        async with self._turn:
+            settings = self.state.settings
+            csr = signing_request(self.state)
+            request = await self._at_tpm(collect.enrol_request, settings.host, csr)
+            async with AsyncClient(settings.server, ca=self.state.ca) as client:
+                proof = await self._at_tpm(collect.activate, await client.enrol(request))
+                result = await client.activate(proof)
+            self.state.save_certificate(result.certificate)
+            await self._disconnect()
+            return result
+
+    async def attest(self) -> AttestResult:
+        """Proves boot state and place; opens or extends the session. One round trip when the last one is recent.
+
+        What the agent can mend it mends once: a nonce or a session that the service no longer knows, a geo-tag that
+        was issued anew. Raises ProblemError ``attestation.refused`` with every reason, TpmError."""
+        async with self._turn:
+            return await self._attest_mending()
+
+    async def write_geo_tag(self) -> bool:
+        """Fetches the host's current geo-tag and locks its digest into the TPM; False when it is there already, or
+        when no officer has issued one."""
+        async with self._turn:
+            return await self._write_geo_tag()
+
+    async def release(self, vm: str) -> VmKey:
+        """The key of ``vm``, checked and opened; the caller closes it. Attests first when there is no live session.
+        Raises ProblemError ``release.refused`` with every reason, ReleaseForged."""
+        async with self._turn:
+            session = await self._live_session()
+            try:
+                return session.open(await (await self._connected()).release(vm, session.name), vm)
+            except ProblemError as error:
+                if error.code not in _SESSION_GONE:
+                    raise
+            session = await self._fresh_session()
+            return session.open(await (await self._connected()).release(vm, session.name), vm)
+
+    async def release_many(self, vms: Iterable[str]) -> dict[str, VmKey | ProblemError]:
+        """For each VM its key, which the caller closes, or why not; 10,000 a round trip."""
+        wanted = list(dict.fromkeys(vms))
+        released: dict[str, VmKey | ProblemError] = {}
+        async with self._turn:
+            try:
+                for start in range(0, len(wanted), BATCH_MAX):
+                    await self._release_batch(wanted[start : start + BATCH_MAX], released)
+            except BaseException:
+                for key in released.values():
+                    if isinstance(key, VmKey):
+                        key.close()
+                raise
+        return released
+
+    # ── facts ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def session_seconds(self) -> float:
+        """How long the session lasts; 0 without one."""
+        return max(0.0, self._session.seconds_left) if self._session else 0.0
+
+    async def geo_tag(self) -> GeoTagView:
+        """The host's current tag as the service has it. Raises ProblemError ``geo.missing``."""
+        return await (await self._connected()).geo_tag(self.state.settings.host)
+
+    async def host(self) -> HostView:
+        """The host as the service sees it."""
+        return await (await self._connected()).host(self.state.settings.host)
+
+    async def pcrs(self, bank: str, pcrs: Iterable[int]) -> dict[int, bytes]:
+        """PCR values now."""
+        return await self._at_tpm(pcr_read, bank, tuple(pcrs))
+
+    async def ek_digest(self) -> str:
+        """SHA-256 of the EK's public area in hex, to compare or to put on the inventory."""
+        return await self._at_tpm(collect.ek_digest)
+
+    # ── how ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _attest_mending(self) -> AttestResult:
+        knew = self._known is not None
+        try:
+            return await self._attest()
+        except ProblemError as error:
+            if not await self._mended(error, knew):
+                raise
+        return await self._attest()
+
+    async def _mended(self, error: ProblemError, knew: bool) -> bool:
+        reasons = {reason.id for reason in error.reasons}
+        if any(reason.startswith("geo.") for reason in reasons):
+            return await self._write_geo_tag()
+        # We left the binding key's certification out, and the service has lost the session that knew it.
+        return knew and "binding.missing" in reasons
+
+    async def _attest(self) -> AttestResult:
+        kept, self._next = self._next, None
+        if kept is not None and uptime() < kept.until:
+            try:
+                return await self._answer(kept.challenge)
+            except ProblemError as error:
+                if not error.code.startswith("attestation.nonce_"):
+                    raise
+        return await self._answer(await (await self._connected()).challenge())
+
+    async def _answer(self, challenge: Challenge) -> AttestResult:
+        client = await self._connected()
+        evidence = await self._at_tpm(collect.answer, self.state, challenge, client.certificate, self._known)
+        try:
+            result = await client.attest(evidence.request)
+        except ProblemError as error:
+            if not error.code.startswith("attestation.nonce_"):
+                self._forget()  # the service did too
+            raise
+        await self._use(challenge, result)
+        self._known = evidence.known
+        asked_at = result.appraisal.appraised_at
+        self._next = _Next(result.next_challenge, uptime() + result.next_challenge.expires_at - asked_at)
+        return result
+
+    async def _use(self, challenge: Challenge, result: AttestResult) -> None:
+        grant = result.session
+        if self._session is None or not self._session.opens(grant):
+            try:
+                key = await self._at_tpm(collect.open_session, self.state, challenge, grant)
+            except (TpmError, AnswerError):
+                self._forget()
+                raise
+            opened = Session(self.state.settings.host, grant, key)
+            if self._session is not None:
+                self._session.close()
+            self._session = opened
+        self._session.renewed(grant.expires_at, result.appraisal.appraised_at)
+
+    async def _write_geo_tag(self) -> bool:
+        try:
+            tag = await self.geo_tag()
+        except ProblemError as error:
+            if error.code == "geo.missing":
+                return False
+            raise
+        return await self._at_tpm(collect.write_geo_tag, self.state, tag.signed)
+
+    async def _live_session(self) -> Session:
+        if self._session is not None and self._session.seconds_left > 0:
+            return self._session
+        return await self._fresh_session()
+
+    async def _fresh_session(self) -> Session:
+        await self._attest_mending()
+        if self._session is None:
+            raise AssertionError("a good attestation opens a session")
+        return self._session
+
+    async def _release_batch(self, vms: list[str], released: dict[str, VmKey | ProblemError]) -> None:
+        session = await self._live_session()
+        try:
+            answer = await (await self._connected()).release_many(vms, session.name)
+        except ProblemError as error:
+            if error.code not in _SESSION_GONE:
+                raise
+            session = await self._fresh_session()
+            answer = await (await self._connected()).release_many(vms, session.name)
+        if len(answer.items) != len(vms):
+            raise AnswerError("service.answer", f"{len(answer.items)} answers for {len(vms)} VMs")
+        for vm, item in zip(vms, answer.items, strict=True):
+            released[vm] = _opened(session, vm, item)
+
+    async def _connected(self) -> AsyncClient:
+        if self._client is None:
+            settings, state = self.state.settings, self.state
+            if state.tls_key() is None or not state.certificate.exists():
+                raise StateError("state.missing", f"{state.folder} holds no certificate", "run: keypeer agent enrol")
+            client = AsyncClient(settings.server, ca=state.ca, certificate=state.certificate, key=state.key)
+            self._client = await client.__aenter__()
+        return self._client
+
+    async def _at_tpm(self, visit: Callable[Concatenate[Tpm, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Runs ``visit`` with the open TPM in the TPM's thread. Raises TpmError ``tpm.timeout``."""
+
+        def at_tpm() -> _T:
+            with self.state.lock(), Tpm.open(self.state.settings.tcti) as tpm:
+                return visit(tpm, *args, **kwargs)
+
+        try:
+            async with asyncio.timeout(limits.TPM_CALL_S):
+                return await asyncio.get_running_loop().run_in_executor(self._thread, at_tpm)
+        except TimeoutError:
+            found = f"the TPM didn't answer in {limits.TPM_CALL_S:.0f} s"
+            raise TpmError("tpm.timeout", found, "does another program hold it?") from None
+
+    async def _disconnect(self) -> None:
+        self._forget()
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    def _forget(self) -> None:
+        """The session is over; the next attestation certifies the binding key again."""
+        if self._session is not None:
+            self._session.close()
+        self._session = self._known = self._next = None
+
+
+def _opened(session: Session, vm: str, item: BatchItem) -> VmKey | ProblemError:
+    if item.release is not None:
+        return session.open(item.release, vm)
+    if item.problem is None:
+        raise AnswerError("service.answer", f"neither a release nor a problem for VM {vm}")
+    return ProblemError(item.problem)

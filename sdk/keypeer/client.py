@@ -1,0 +1,179 @@
+"""Every call of the HTTP API, typed. ``async with AsyncClient(server, ca=…, certificate=…, key=…) as client: …``
+
+All raise what ``Transport.call`` raises. Pages: pass the last page's ``next`` as ``after``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
+
+from keypeer.transport import Transport
+from keypeer.wire import messages as m
+
+PAGE_DEFAULT = 100  # items; the service's own default
+_UNAVAILABLE = 503
+
+
+class Page(Protocol):
+    """What every list answers."""
+
+    @property
+    def items(self) -> tuple[Any, ...]:
+        """The items, in order."""
+
+    @property
+    def next(self) -> str | None:
+        """Where the next page begins."""
+
+
+_Page = TypeVar("_Page", bound=Page)
+
+
+class AsyncClient(Transport):
+    """The service, called as one identity."""
+
+    # ── hosts' own calls ───────────────────────────────────────────────────────────────────────────────────────
+
+    async def enrol(self, request: m.EnrolRequest) -> m.EnrolChallenge:
+        """Asks for a credential challenge; needs no certificate. Nothing is kept until ``activate``."""
+        return await self.call("POST", "/v1/enrolments", m.EnrolChallenge, request, repeat=True)
+
+    async def activate(self, request: m.ActivateRequest) -> m.EnrolResult:
+        """Proves EK and AK; answers the host's certificate."""
+        return await self.call("POST", "/v1/activations", m.EnrolResult, request)
+
+    async def challenge(self, request: m.ChallengeRequest | None = None) -> m.Challenge:
+        """A nonce and what to prove."""
+        return await self.call("POST", "/v1/challenges", m.Challenge, request or m.ChallengeRequest(), repeat=True)
+
+    async def attest(self, request: m.AttestRequest) -> m.AttestResult:
+        """Sends evidence; a refusal is a ProblemError ``attestation.refused`` with every reason."""
+        return await self.call("POST", "/v1/attestations", m.AttestResult, request)
+
+    async def release(self, vm: str, session: str) -> m.Release:
+        """One VM's key, wrapped to ``session``. Asking again renews the lease."""
+        body = m.ReleaseRequest(session=session)
+        return await self.call("POST", f"/v1/vms/{_name(vm)}/key/release", m.Release, body, repeat=True)
+
+    async def release_many(self, vms: Sequence[str], session: str) -> m.BatchRelease:
+        """Up to 10,000 VMs' keys, each decided on its own."""
+        body = m.BatchReleaseRequest(session=session, vms=tuple(vms))
+        return await self.call("POST", "/v1/releases", m.BatchRelease, body, repeat=True)
+
+    # ── hosts and geo-tags ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def host(self, host: str) -> m.HostView:
+        """One host; a host may ask about itself."""
+        return await self.call("GET", f"/v1/hosts/{_name(host)}", m.HostView, repeat=True)
+
+    async def hosts(self, after: str = "", limit: int = PAGE_DEFAULT) -> m.HostPage:
+        """A page of hosts."""
+        return await self._page("/v1/hosts", m.HostPage, after, limit)
+
+    async def approve_host(self, host: str) -> m.HostView:
+        """Lets an enrolled host attest (officer)."""
+        return await self.call("POST", f"/v1/hosts/{_name(host)}/approve", m.HostView)
+
+    async def revoke_host(self, host: str, why: str) -> m.HostView:
+        """Ends a host's session and trust (officer)."""
+        return await self.call("POST", f"/v1/hosts/{_name(host)}/revoke", m.HostView, m.RevokeHost(why=why))
+
+    async def expect_host(self, request: m.ExpectHost) -> None:
+        """Puts an EK on the inventory (officer)."""
+        await self.call("POST", "/v1/expected-hosts", type(None), request)
+
+    async def issue_geo_tag(self, host: str, request: m.IssueGeoTag) -> m.GeoTagView:
+        """States where a host stands (officer)."""
+        return await self.call("POST", f"/v1/hosts/{_name(host)}/geo-tag", m.GeoTagView, request)
+
+    async def geo_tag(self, host: str) -> m.GeoTagView:
+        """A host's current tag; a host may ask for its own. ProblemError ``geo.missing`` where there is none."""
+        return await self.call("GET", f"/v1/hosts/{_name(host)}/geo-tag", m.GeoTagView, repeat=True)
+
+    async def geo_tags(self, after: str = "", limit: int = PAGE_DEFAULT) -> m.GeoTagPage:
+        """A page of current tags."""
+        return await self._page("/v1/geo-tags", m.GeoTagPage, after, limit)
+
+    # ── baselines and policies ─────────────────────────────────────────────────────────────────────────────────
+
+    async def put_baseline(self, name: str, request: m.PutBaseline) -> m.BaselineView:
+        """Stores reference values (officer)."""
+        return await self.call("PUT", f"/v1/baselines/{_name(name)}", m.BaselineView, request, repeat=True)
+
+    async def baselines(self, after: str = "", limit: int = PAGE_DEFAULT) -> m.BaselinePage:
+        """A page of baselines."""
+        return await self._page("/v1/baselines", m.BaselinePage, after, limit)
+
+    async def put_policy(self, name: str, document: m.PolicyDocument) -> m.PolicyView:
+        """Stores a policy (officer)."""
+        return await self.call("PUT", f"/v1/policies/{_name(name)}", m.PolicyView, document, repeat=True)
+
+    async def policy(self, name: str) -> m.PolicyView:
+        """One policy."""
+        return await self.call("GET", f"/v1/policies/{_name(name)}", m.PolicyView, repeat=True)
+
+    async def policies(self, after: str = "", limit: int = PAGE_DEFAULT) -> m.PolicyPage:
+        """A page of policies."""
+        return await self._page("/v1/policies", m.PolicyPage, after, limit)
+
+    async def explain(self, vm: str, host: str) -> m.Explanation:
+        """What a release of ``vm`` to ``host`` would be answered now."""
+        query = {"vm": vm, "host": host}
+        return await self.call("GET", "/v1/explanations", m.Explanation, query=query, repeat=True)
+
+    # ── VMs, audit, health ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def create_vm(self, request: m.CreateVm) -> m.VmView:
+        """Makes a VM key (operator)."""
+        return await self.call("POST", "/v1/vms", m.VmView, request)
+
+    async def create_vms(self, requests: Sequence[m.CreateVm]) -> int:
+        """Makes up to 10,000, or none (operator); answers how many."""
+        body = m.CreateVmBatch(vms=tuple(requests))
+        return (await self.call("POST", "/v1/vm-batches", m.CreatedVms, body)).created
+
+    async def vm(self, vm: str) -> m.VmView:
+        """One VM key's public facts."""
+        return await self.call("GET", f"/v1/vms/{_name(vm)}", m.VmView, repeat=True)
+
+    async def vms(self, after: str = "", limit: int = PAGE_DEFAULT) -> m.VmPage:
+        """A page of VMs."""
+        return await self._page("/v1/vms", m.VmPage, after, limit)
+
+    async def audit(self, after: int = 0, limit: int = PAGE_DEFAULT) -> m.AuditPage:
+        """Entries of the audit log after the first ``after`` ones (auditor)."""
+        query = {"after": after, "limit": limit}
+        return await self.call("GET", "/v1/audit", m.AuditPage, query=query, repeat=True)
+
+    async def alive(self) -> m.HealthCheck:
+        """Does a process answer? Needs no certificate."""
+        return await self.call("GET", "/healthz", m.HealthCheck, repeat=True)
+
+    async def readiness(self) -> m.Readiness:
+        """Would a release succeed now, and if not, why? Needs no certificate; an unready service is an answer."""
+        return await self.call("GET", "/readyz", m.Readiness, repeat=True, accept=_UNAVAILABLE)
+
+    async def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document."""
+        return await self.call("GET", "/openapi.json", dict[str, Any], repeat=True)
+
+    async def _page(self, path: str, answer: type[_Page], after: str, limit: int) -> _Page:
+        query: dict[str, str | int] = {"limit": limit} | ({"after": after} if after else {})
+        return await self.call("GET", path, answer, query=query, repeat=True)
+
+
+async def every(fetch: Callable[[str, int], Awaitable[Page]], page: int = 1000) -> AsyncIterator[Any]:
+    """All items of a list, page after page: ``async for host in every(client.hosts)``."""
+    after: str | None = ""
+    while after is not None:
+        answer = await fetch(after, page)
+        for item in answer.items:
+            yield item
+        after = answer.next
+
+
+def _name(name: str) -> str:
+    """One segment of a path; whether it is a name is the service's to say."""
+    return quote(name, safe="")

@@ -1,0 +1,133 @@
+"""An attestation session on the host's side: opens releases, and refuses those that the HSM didn't make for it.
+
+The session key comes out of the TPM, the MAC key wrapped under it. A release counts only if its MAC names the VM *that
+was asked for*, this host and this session (canonical.release_mac_input): nobody between HSM and host can swap keys.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from types import TracebackType
+from typing import Self
+
+from keypeer import limits
+from keypeer.errors import AnswerError, ReleaseForged
+from keypeer.keywrap import Unwrapper
+from keypeer.locked import LockedBytes
+from keypeer.vmkey import VmKey
+from keypeer.wire.canonical import release_mac_input
+from keypeer.wire.encoding import WireError, b64decode
+from keypeer.wire.messages import Release, SessionGrant
+
+
+def uptime() -> float:
+    """Seconds since boot, suspend included: what deadlines are measured by, whatever the wall clock does."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Session:
+    """Opened from a grant and the session key that the TPM gave back. A context manager; closing wipes its keys."""
+
+    def __init__(self, host: str, grant: SessionGrant, session_key: LockedBytes) -> None:
+        """Takes ``session_key`` over. Raises AnswerError when the grant isn't well made."""
+        if session_key.size != limits.SESSION_KEY_BYTES:
+            found = f"a session key of {session_key.size} bytes"
+            raise AnswerError("session.key", found, "the service's HSM makes AES-256 keys")
+        self.host = host
+        self.encapsulated_key = grant.encapsulated_key
+        self._id = decoded(grant.session, "session.session")
+        self._key = session_key
+        with Unwrapper(session_key) as unwrapper:
+            self._mac_key = unwrapper.unwrap(decoded(grant.wrapped_mac_key, "session.wrapped_mac_key"))
+        self._name = grant.session
+        self._expires_at = grant.expires_at
+        self._clock_offset = 0.0
+
+    @property
+    def name(self) -> str:
+        """The session as messages carry it."""
+        return self._name
+
+    def renewed(self, expires_at: int, now: int) -> None:
+        """Notes the service's clock: ``now`` when it answered, and when it ends the session (Unix seconds). The host's
+        own wall clock isn't asked."""
+        self._expires_at = expires_at
+        self._clock_offset = now - uptime()
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the service ends the session, by its own clock."""
+        return self._expires_at - self._now()
+
+    def opens(self, grant: SessionGrant) -> bool:
+        """Whether ``grant`` is this session, so that the TPM needn't be asked again."""
+        return grant.session == self._name and grant.encapsulated_key == self.encapsulated_key
+
+    def open(self, release: Release, vm: str) -> VmKey:
+        """The key of ``vm``: the VM that was asked for. Raises ReleaseForged ``release.mac``, ``release.stale``,
+        ``release.size`` or ``release.unwrap``."""
+        wrapped = decoded(release.wrapped_key, "wrapped_key")
+        self._check_mac(release, vm, wrapped)
+        late = self._now() - release.lease_expires_at
+        if late >= 0:
+            raise ReleaseForged("release.stale", f"the lease of VM {vm} ended {late:.0f} s ago", "release it again")
+        with Unwrapper(self._key) as unwrapper:
+            secret = unwrapper.unwrap(wrapped)
+        if secret.size != release.size:
+            secret.close()
+            found = f"the key of VM {vm} has {secret.size} bytes, the release says {release.size}"
+            raise ReleaseForged("release.size", found, "tell the service's operator")
+        return VmKey(
+            secret,
+            vm=vm,
+            version=release.version,
+            generation=release.generation,
+            lease_expires_at=release.lease_expires_at,
+            grace=release.grace,
+        )
+
+    def _check_mac(self, release: Release, vm: str, wrapped: bytes) -> None:
+        try:
+            message = release_mac_input(
+                vm=vm,
+                key_version=release.version,
+                generation=release.generation,
+                host=self.host,
+                session=self._id,
+                lease_expires=release.lease_expires_at,
+                wrapped=wrapped,
+            )
+        except OverflowError:
+            raise AnswerError("service.answer", f"the release of VM {vm} has numbers out of range") from None
+        expected = hmac.digest(self._mac_key.view(), message, "sha256")
+        if not hmac.compare_digest(expected, decoded(release.mac, "mac")):
+            raise ReleaseForged(
+                "release.mac",
+                f"the release isn't what the HSM made for VM {vm}, host {self.host} and this session",
+                "attest again; if it stays, the service or something before it is tampering",
+            )
+
+    def _now(self) -> float:
+        return uptime() + self._clock_offset
+
+    def close(self) -> None:
+        """Wipes session key and MAC key; keys already released stay."""
+        self._key.close()
+        self._mac_key.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def decoded(text: str, where: str) -> bytes:
+    """base64url of an answer. Raises AnswerError."""
+    try:
+        return b64decode(text, where)
+    except WireError as error:
+        raise AnswerError("service.answer", str(error), "does the URL lead to a keypeer service?") from None

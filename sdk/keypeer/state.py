@@ -1,0 +1,208 @@
+"""The agent's folder, its owner's alone.
+
+agent.toml          server, host, tcti
+ca.crt              who signs the service's certificate
+host.key host.crt   the host's TLS identity: EC P-256, made at enrolment
+binding.pub .priv   the binding key's TPM2B_PUBLIC and TPM2B_PRIVATE; only this host's TPM can load it
+geo-tag.json        the current geo-tag as the service signed it
+lock                held while a process of this agent is at the TPM
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from stat import S_IMODE
+
+import msgspec
+
+from keypeer import limits
+from keypeer.errors import StateError
+from keypeer.tpm import DEFAULT_TCTI, BindingBlob
+from keypeer.wire.messages import SignedGeoTag
+from keypeer.wire.types import HostId
+
+_OTHERS = 0o077  # group's and others' permission bits
+
+
+class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """agent.toml."""
+
+    server: str
+    host: HostId
+    tcti: str = DEFAULT_TCTI
+
+
+class AgentState:
+    """An agent's folder that exists and that nobody else may read. Use ``open`` or ``create``."""
+
+    def __init__(self, folder: Path, settings: AgentSettings) -> None:
+        self.folder = folder
+        self.settings = settings
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> AgentState:
+        """The state in ``folder``; raises StateError ``state.missing``, ``state.permissions`` or ``state.settings``."""
+        place = Path(folder)
+        _check_private(place)
+        text = _read(place / "agent.toml", "the folder holds no agent")
+        try:
+            settings = msgspec.convert(tomllib.loads(text.decode()), AgentSettings)
+        except (msgspec.ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise StateError("state.settings", f"{place / 'agent.toml'}: {error}", "mend it, or enrol anew") from None
+        _check_server(settings.server)
+        return cls(place, settings)
+
+    @classmethod
+    def create(
+        cls, folder: str | os.PathLike[str], *, server: str, host: str, ca: bytes, tcti: str = DEFAULT_TCTI
+    ) -> AgentState:
+        """A folder for ``host`` (0700), or the one that is there with these settings. ``ca`` is PEM."""
+        place = Path(folder)
+        _check_server(server)
+        try:
+            settings = msgspec.convert({"server": server, "host": host, "tcti": tcti}, AgentSettings)
+        except msgspec.ValidationError as error:
+            raise StateError("state.settings", str(error), "a host's name is like a DNS label") from None
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_private(place)
+        state = cls(place, settings)
+        # A JSON string is a TOML basic string (TOML 1.0.0, String).
+        lines = [f"{name} = {json.dumps(value)}\n" for name, value in msgspec.structs.asdict(settings).items()]
+        state._write("ca.crt", ca)
+        state._write("agent.toml", "".join(lines).encode())
+        return state
+
+    # ── TLS identity ───────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def ca(self) -> Path:
+        """PEM of the CA that signs the service's certificate."""
+        return self.folder / "ca.crt"
+
+    @property
+    def key(self) -> Path:
+        """PEM of the host's TLS key."""
+        return self.folder / "host.key"
+
+    @property
+    def certificate(self) -> Path:
+        """PEM of the host's certificate."""
+        return self.folder / "host.crt"
+
+    def tls_key(self) -> bytes | None:
+        """The TLS key's PEM; None before the first enrolment. Raises StateError when others may read it."""
+        if not self.key.exists():
+            return None
+        _check_private(self.key)
+        return _read(self.key, "")
+
+    def save_tls_key(self, pem: bytes) -> None:
+        """Keeps a new TLS key."""
+        self._write("host.key", pem)
+
+    def save_certificate(self, pem: str) -> None:
+        """Keeps the certificate that an enrolment gave."""
+        self._write("host.crt", pem.encode())
+
+    # ── what belongs to the TPM ────────────────────────────────────────────────────────────────────────────────
+
+    def binding(self) -> BindingBlob | None:
+        """The binding key made last, if any."""
+        public, private = self.folder / "binding.pub", self.folder / "binding.priv"
+        if not (public.exists() and private.exists()):
+            return None
+        return BindingBlob(_read(public, ""), _read(private, ""))
+
+    def save_binding(self, blob: BindingBlob) -> None:
+        """Keeps a binding key. A crash between its files leaves a pair that the TPM won't load: a new one is made."""
+        self._write("binding.priv", blob.private)
+        self._write("binding.pub", blob.public)
+
+    def forget_binding(self) -> None:
+        """The next attestation makes a new binding key."""
+        (self.folder / "binding.pub").unlink(missing_ok=True)
+        (self.folder / "binding.priv").unlink(missing_ok=True)
+
+    def geo_tag(self) -> SignedGeoTag | None:
+        """The tag that the TPM holds the digest of, if any. Raises StateError ``state.geo_tag``."""
+        place = self.folder / "geo-tag.json"
+        if not place.exists():
+            return None
+        try:
+            return msgspec.json.decode(_read(place, ""), type=SignedGeoTag)
+        except msgspec.DecodeError as error:
+            raise StateError("state.geo_tag", f"{place}: {error}", "delete it; the agent fetches it again") from None
+
+    def save_geo_tag(self, tag: SignedGeoTag) -> None:
+        """Keeps the tag as it was signed."""
+        self._write("geo-tag.json", msgspec.json.encode(tag))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while at the TPM, so that two processes of one agent don't flush each other's keys. Raises StateError
+        ``state.locked`` after limits.TPM_LOCK_S."""
+        with open(os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
+            deadline = time.monotonic() + limits.TPM_LOCK_S
+            while not _try_lock(file.fileno()):
+                if time.monotonic() > deadline:
+                    found = f"another process has held {self.folder / 'lock'} for {limits.TPM_LOCK_S:.0f} s"
+                    raise StateError("state.locked", found, "is another agent of this host hanging?")
+                time.sleep(limits.TPM_LOCK_POLL_S)
+            yield
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Whole or not at all: a draft, flushed to the disk, takes the name's place."""
+        draft = self.folder / f".{name}.{os.getpid()}"
+        draft.unlink(missing_ok=True)
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self.folder / name)
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read(path: Path, missing: str) -> bytes:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise StateError("state.missing", f"{path}: {missing}", "run: keypeer agent enrol") from None
+    if len(data) > limits.STATE_FILE_BYTES_MAX:
+        raise StateError("state.settings", f"{path} has {len(data)} bytes", "it isn't a file of this agent")
+    return data
+
+
+def _check_private(path: Path) -> None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise StateError("state.missing", f"there is no {path}", "run: keypeer agent enrol") from None
+    if found.st_uid != os.geteuid():
+        raise StateError("state.permissions", f"{path} belongs to uid {found.st_uid}", "run as its owner")
+    if S_IMODE(found.st_mode) & _OTHERS:
+        mode = f"{S_IMODE(found.st_mode):04o}"
+        raise StateError("state.permissions", f"others may use {path} (mode {mode})", f"chmod go= {path}")
+
+
+def _check_server(url: str) -> None:
+    if not url.startswith("https://"):
+        raise StateError("state.settings", f"{url!r} is no https URL", "give the service's URL: https://…")

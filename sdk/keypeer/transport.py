@@ -1,0 +1,171 @@
+"""HTTPS to the service: pooled connections, mutual TLS, bounded in time and size; problem documents as errors."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import aiohttp
+import msgspec
+
+from keypeer import limits
+from keypeer.errors import AnswerError, ProblemError, ServiceUnavailable, StateError
+from keypeer.wire.messages import Problem
+
+_Answer = TypeVar("_Answer")
+_encode = msgspec.json.Encoder().encode
+_problem = msgspec.json.Decoder(Problem)
+_PROBLEM_TYPE = "application/problem+json"  # RFC 9457 §3
+_BAD, _UNAVAILABLE = 400, 503
+
+
+class Transport:
+    """Where the service is and who calls. Open it with ``async with``, inside a running event loop.
+
+    ``ca`` is the PEM file of the one CA that is trusted; ``certificate`` and ``key`` are the caller's (PEM files), left
+    out only for enrolment and health. Raises StateError when a file is missing or broken.
+    """
+
+    def __init__(self, server: str, *, ca: Path, certificate: Path | None = None, key: Path | None = None) -> None:
+        if not server.startswith("https://"):
+            raise StateError("client.url", f"{server!r} is no https URL", "give the service's URL: https://…")
+        self._server = server.rstrip("/")
+        self._tls, self.certificate = _tls(ca, certificate, key)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                ssl=self._tls, limit=limits.CONNECTIONS_MAX, keepalive_timeout=limits.KEEPALIVE_S
+            ),
+            timeout=aiohttp.ClientTimeout(total=limits.CALL_S, sock_connect=limits.CONNECT_S),
+            headers={"Accept": "application/json"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        answer: type[_Answer],
+        body: msgspec.Struct | None = None,
+        *,
+        query: Mapping[str, str | int] | None = None,
+        repeat: bool = False,
+        accept: int = 0,
+    ) -> _Answer:
+        """One call and its answer, decoded. ``repeat`` says that a second one does no harm: it is tried again while the
+        service can't be reached or answers 503; other calls only where a 503 names its Retry-After, which means that
+        nothing was done. ``accept`` is an error status whose body is an answer all the same.
+
+        Raises ProblemError, ServiceUnavailable (``service.unreachable``, ``service.timeout``, ``service.tls``) and
+        AnswerError.
+        """
+        delay = limits.RETRY_FIRST_S
+        for attempt in range(1, limits.ATTEMPTS_MAX + 1):
+            last = attempt == limits.ATTEMPTS_MAX
+            try:
+                status, kind, data, retry_after = await self._exchange(method, path, body, query)
+            except ServiceUnavailable as error:
+                if last or not repeat or error.code == "service.tls":
+                    raise
+            else:
+                wait = retry_after if retry_after is not None else delay if repeat else None
+                if status != _UNAVAILABLE or status == accept or last or wait is None:
+                    return _decode(status, kind, data, answer, accept)
+                delay = wait
+            await asyncio.sleep(delay)
+            delay *= 2
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _exchange(
+        self, method: str, path: str, body: msgspec.Struct | None, query: Mapping[str, str | int] | None
+    ) -> tuple[int, str, bytes, float | None]:
+        if self._session is None:
+            raise StateError("client.closed", "this client isn't open", "use it inside: async with …")
+        data = None if body is None else _encode(body)
+        headers = {"Content-Type": "application/json"} if data is not None else {}
+        try:
+            async with self._session.request(
+                method, self._server + path, data=data, params=query, headers=headers, allow_redirects=False
+            ) as response:
+                retry_after = _seconds(response.headers.get("Retry-After"))
+                return response.status, response.content_type, await _bounded(response), retry_after
+        except TimeoutError:
+            found = f"{self._server} didn't answer {method} {path} in time"
+            raise ServiceUnavailable("service.timeout", found, "is the service overloaded?") from None
+        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError, ssl.SSLError) as error:
+            hint = "does the CA file belong to this service, and does the URL name it as its certificate does?"
+            raise ServiceUnavailable("service.tls", f"{self._server}: {error}", hint) from None
+        except (aiohttp.ClientError, OSError) as error:
+            found = f"{self._server}: {error or type(error).__name__}"
+            raise ServiceUnavailable("service.unreachable", found, "is the service running, and reachable?") from None
+
+
+def _tls(ca: Path, certificate: Path | None, key: Path | None) -> tuple[ssl.SSLContext, bytes]:
+    """The TLS context, and the caller's certificate in DER (empty without one)."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_verify_locations(cafile=ca)
+        if certificate is None:
+            return context, b""
+        context.load_cert_chain(certificate, key)
+        return context, ssl.PEM_cert_to_DER_cert(_first_certificate(certificate.read_text()))
+    except (OSError, ValueError) as error:
+        named = ", ".join(str(path) for path in (ca, certificate, key) if path is not None)
+        raise StateError("client.identity", f"{named}: {error}", "are these PEM files of one identity?") from None
+
+
+def _first_certificate(pem: str) -> str:
+    end = "-----END CERTIFICATE-----"
+    return pem[pem.index("-----BEGIN CERTIFICATE-----") : pem.index(end) + len(end)]
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    data = bytearray()
+    async for part in response.content.iter_any():
+        data += part
+        if len(data) > limits.ANSWER_BYTES_MAX:
+            raise AnswerError("service.answer", f"an answer of more than {limits.ANSWER_BYTES_MAX} bytes")
+    return bytes(data)
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """RFC 9110 §10.2.3; a date, or more than we are willing to wait, is the caller's to wait for."""
+    if retry_after is None or not (retry_after.isascii() and retry_after.isdigit()):
+        return None
+    seconds = float(retry_after[:9])
+    return seconds if seconds <= limits.RETRY_AFTER_MAX_S else None
+
+
+def _decode(status: int, kind: str, data: bytes, answer: type[_Answer], accept: int) -> _Answer:
+    try:
+        if status >= _BAD and status != accept:
+            if kind != _PROBLEM_TYPE:
+                raise AnswerError("service.answer", f"status {status} and no problem document", _NOT_KEYPEER)
+            raise ProblemError(_problem.decode(data))
+        return msgspec.json.decode(data or b"null", type=answer)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise AnswerError(
+            "service.answer", f"status {status}, but the body isn't its kind: {error}", _NOT_KEYPEER
+        ) from None
+
+
+_NOT_KEYPEER = "does the URL lead to a keypeer service of this version?"
