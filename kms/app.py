@@ -35,7 +35,7 @@ _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: kms/web/identity.py chec
 async def open_store(home: Home) -> AsyncIterator[Store]:
     """The store that the settings name, closed at the end."""
     home.store.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store = LmdbStore.open(home.store, map_size=home.settings.store.map_size_gib * 2**30)
+    store = LmdbStore.open(home.store, map_size=home.settings.store.map_size_mib * 2**20)
     try:
         yield store
     finally:

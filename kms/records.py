@@ -147,14 +147,14 @@ class Records:
         if not fresh:
             return
         if any(len(item.value) <= _HEAD_BYTES for item in fresh):
-            raise _tampered(fresh[0].key)
+            raise tampered(fresh[0].key)
         macs = await self._custody.mac(
             [_mac_input(item.key, item.value[_HEAD_BYTES:]) for item in fresh],
             [int.from_bytes(item.value[:4], "big") for item in fresh],
         )
         for item, expected in zip(fresh, macs, strict=True):
             if not hmac.compare_digest(item.value[4:_HEAD_BYTES], expected.mac):
-                raise _tampered(item.key)
+                raise tampered(item.key)
             self._verified[item.key, item.value] = kind.decoder.decode(item.value[_HEAD_BYTES:])
             if len(self._verified) > limits.VERIFIED_RECORDS_MAX + len(items):
                 self._verified.popitem(last=False)
@@ -185,7 +185,8 @@ def _mac_input(key: bytes, payload: bytes) -> bytes:
     return _LABEL + field(key) + payload
 
 
-def _tampered(key: bytes) -> Unavailable:
+def tampered(key: bytes) -> Unavailable:
+    """A record that isn't what this service put there."""
     return Unavailable(
         "store.tampered",
         f"the record {key.decode(errors='replace')} doesn't carry this service's seal",

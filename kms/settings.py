@@ -46,10 +46,10 @@ class HsmSettings(_Table, frozen=True, kw_only=True):
 
 
 class StoreSettings(_Table, frozen=True, kw_only=True):
-    """``map_size_gib`` is the LMDB file's fixed, sparse size."""
+    """``map_size_mib`` is the LMDB file's fixed, sparse size: address space, not disk."""
 
     url: str = "lmdb:store"
-    map_size_gib: Annotated[int, Meta(ge=1, le=4096)] = 64
+    map_size_mib: Annotated[int, Meta(ge=1, le=16 * 1024 * 1024)] = 65_536
 
 
 class AttestationSettings(_Table, frozen=True, kw_only=True):

@@ -43,7 +43,7 @@ environment = {environment}
 
 [store]
 url = "lmdb:store"
-map_size_gib = 64          # address space, not disk: the file grows as it fills
+map_size_mib = 65536       # address space, not disk: the file grows as it fills
 
 [attestation]
 quote_pcrs = [0, 1, 2, 3, 4, 5, 6, 7]

@@ -14,7 +14,7 @@ from kms import limits, nonces
 from kms.audit.record import flat
 from kms.custody.port import OpenSession
 from kms.domain import AttestationSession, EnrolledHost, GeoFacts, OutstandingNonces, Refusal
-from kms.errors import Refused
+from kms.errors import KeypeerError, Reason, Refused
 from kms.evidence.appraise import Appraisal, Untrusted, appraise
 from kms.evidence.model import BindingEvidence, Evidence, Expectations, GeoEvidence
 from kms.flows.context import Caller, Context, conflict, host_refusal, unknown_host
@@ -43,7 +43,8 @@ class _State:
 
 
 async def attest(ctx: Context, caller: Caller, request: AttestRequest) -> AttestResult:
-    """Appraises the evidence; raises Refused ``attestation.refused`` with every reason when it isn't good."""
+    """Appraises the evidence; raises Refused ``attestation.refused`` with every reason when it isn't good,
+    EvidenceError ``evidence.malformed`` when it doesn't parse."""
     evidence, nonce = _evidence(request), b64decode(request.nonce, "nonce")
     for _ in range(limits.RELEASE_ATTEMPTS_MAX):
         result = await _once(ctx, caller, request, evidence, nonce)
@@ -61,9 +62,14 @@ async def _once(
         left = nonces.use(state.nonces.value if state.nonces else nonces.EMPTY, nonce, caller.name, now)
     except Refused as error:
         raise await ctx.refuse(caller, _ACTION, error, host=caller.name) from None
-    verdict = appraise(evidence, await _expectations(ctx, caller, state, request), now)
+    try:
+        verdict = appraise(evidence, await _expectations(ctx, caller, state, request), now)
+    except KeypeerError as error:  # bytes that don't parse, or an AK that today's rules don't take
+        await _refuse(ctx, caller, state, left, error)
+        return None
     if isinstance(verdict, Untrusted):
-        return await _refuse(ctx, caller, state, left, verdict)
+        await _refuse(ctx, caller, state, left, _untrusted(caller.name, verdict))
+        return None
     return await _grant(ctx, caller, state, left, verdict, request)
 
 
@@ -100,22 +106,24 @@ async def _expectations(ctx: Context, caller: Caller, state: _State, request: At
     )
 
 
-async def _refuse(
-    ctx: Context, caller: Caller, state: _State, left: OutstandingNonces, verdict: Untrusted
-) -> AttestResult | None:
-    error = Refused(
+def _untrusted(host: str, verdict: Untrusted) -> Refused:
+    return Refused(
         "attestation.refused",
-        f"host {caller.name}'s evidence is not good: " + "; ".join(reason.id for reason in verdict.reasons),
+        f"host {host}'s evidence is not good: " + "; ".join(reason.id for reason in verdict.reasons),
         hint=verdict.reasons[0].mend,
         reasons=verdict.reasons,
     )
-    note = Refusal(at=ctx.now(), reasons=flat(verdict.reasons))
+
+
+async def _refuse(ctx: Context, caller: Caller, state: _State, left: OutstandingNonces, error: KeypeerError) -> None:
+    """Uses the nonce up, ends the session and raises ``error``; returns when another change came first."""
+    reasons = error.reasons or (Reason(error.code, "evidence that parses", error.detail, error.hint),)
+    note = Refusal(at=ctx.now(), reasons=flat(reasons))
     puts = await ctx.records.seal([NONCES.put(caller.name, left), REFUSALS.put(caller.name, note)])
     entry = ctx.entry(caller, _ACTION, "refused", host=caller.name, error=error)
     deletes = [SESSIONS.key(caller.name)]
     if await ctx.try_commit(checks=state.checks(caller.name), puts=puts, deletes=deletes, entries=[entry]):
         raise error
-    return None
 
 
 async def _grant(

@@ -34,7 +34,7 @@ async def _store(ctx: Context) -> HealthCheck:
         id="store",
         ok=health.ok,
         found=health.reason or f"{health.used_bytes} of {health.capacity_bytes} bytes used",
-        mend="" if health.ok else "free disk space or raise store.map_size in the settings",
+        mend="" if health.ok else "free disk space or raise store.map_size_mib in the settings",
     )
 
 

@@ -23,7 +23,7 @@ from kms.flows.context import Caller, Context, conflict, host_refusal, unknown_h
 from kms.keys.leases import grant_lease, refuse_lease
 from kms.policy.decide import decide
 from kms.policy.model import Policy
-from kms.records import HOSTS, LEASES, SESSIONS, Loaded, decode_vm, load_policy, vm_key
+from kms.records import HOSTS, LEASES, SESSIONS, Loaded, decode_vm, load_policy, tampered, vm_key
 from kms.store.port import Check, Item
 from kms.views import key_attributes
 
@@ -165,6 +165,8 @@ def _plan(
     if item is None:
         return unknown_vm(vm)
     record = decode_vm(item.value)
+    if record.vm != vm:  # the host would refuse it by its MAC; say it here, where it can be mended
+        return tampered(item.key)
     name = key_attributes(record).policy
     policy = policies[name]
     if policy is None:

@@ -1,8 +1,8 @@
 """The store on LMDB: embedded, several processes on one file, one fsync for a whole group of commits.
 
 Databases of the environment: ``records`` (key → version ‖ value), ``log`` (sequence → link ‖ entry), ``changes``
-(version → keys), ``operations`` (op id → outcome, bounded by a ring), ``meta`` (schema, state). The map is of fixed size:
-resizing it with several processes open has corrupted databases.
+(version → keys), ``operations`` (op id → outcome, bounded by a ring), ``meta`` (schema, state). The map's size is
+fixed: resizing it with several processes open has corrupted databases.
 """
 
 from __future__ import annotations
@@ -313,7 +313,7 @@ class LmdbStore:
         self._env.close()
 
 
-_MEND_SPACE = "free disk space, or raise store.map_size_gib while the service is stopped"
+_MEND_SPACE = "free disk space, or raise store.map_size_mib while the service is stopped"
 
 
 def _item(key: bytes, value: bytes | None) -> Item | None:

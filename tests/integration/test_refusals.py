@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keypeer.wire import messages as wire
-from keypeer.wire.encoding import b64encode
+from keypeer.wire.encoding import b64decode, b64encode
 from kms import limits, pki
 from kms.app import open_context
 from kms.domain import Role
@@ -297,6 +297,17 @@ def test_bad_evidence_is_refused_by_the_check_that_failed(
     assert all(each["mend"] for each in reply.body["reasons"])
     assert reason in [each["id"] for each in service.audit()[-1]["reasons"]]
     assert service.caller("auditor").get(f"/v1/hosts/{host.name}").body["appraisal"] is None
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data + b"\0", lambda _: b""])
+def test_evidence_that_does_not_parse_uses_the_nonce_up(service: Service, damage: Callable[[bytes], bytes]) -> None:
+    host = good_host(service, f"garbled-{len(damage(b'xx'))}")
+    good = host.evidence()
+    quote = msgspec.structs.replace(good.quote, attest=b64encode(damage(b64decode(good.quote.attest))))
+    reply = host.caller.post("/v1/attestations", msgspec.structs.replace(good, quote=quote))
+    assert (reply.status, reply.code) == (400, "evidence.malformed")
+    assert service.audit()[-1]["code"] == "evidence.malformed"
+    assert host.caller.post("/v1/attestations", good).code == "attestation.nonce_unknown"
 
 
 @pytest.mark.parametrize(
