@@ -1,0 +1,52 @@
+"""The `keypeer` command. Nouns are loaded when they are asked for, so that --help and completion answer at once.
+
+Results go to standard output, everything else to standard error. Commands of the service itself (serve, init, doctor)
+join through the entry-point group ``keypeer.commands``; where the service isn't installed, they aren't there.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+
+import click
+
+from keypeer.cli.exits import EPILOG
+
+# Command → (module, its click object).
+_NOUNS = {
+    "agent": "keypeer.cli.agent",
+    "audit": "keypeer.cli.audit",
+    "baseline": "keypeer.cli.baseline",
+    "completion": "keypeer.cli.completion",
+    "geo-tag": "keypeer.cli.geo_tag",
+    "host": "keypeer.cli.host",
+    "policy": "keypeer.cli.policy",
+    "vm": "keypeer.cli.vm",
+}
+_GROUP = "keypeer.commands"
+
+
+class _Lazy(click.Group):
+    """Finds a command by name without importing the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*_NOUNS, *(entry.name for entry in metadata.entry_points(group=_GROUP))])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _NOUNS:
+            module = import_module(_NOUNS[cmd_name])
+            command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+            return command
+        for entry in metadata.entry_points(group=_GROUP, name=cmd_name):
+            try:
+                loaded: click.Command = entry.load()
+            except ModuleNotFoundError:
+                return None  # a host without the service's packages
+            return loaded
+        return None
+
+
+@click.group(cls=_Lazy, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="keypeer", prog_name="keypeer")
+def main() -> None:
+    """keypeer: VM keys for hosts that prove their boot state and their place."""

@@ -1,0 +1,135 @@
+"""Who calls, and how a command's errors become words and exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
+
+import click
+
+from keypeer.cli import output
+from keypeer.cli.exits import Exit, of_status
+from keypeer.errors import (
+    AnswerError,
+    KeypeerClientError,
+    ProblemError,
+    ServiceUnavailable,
+    StateError,
+    TpmError,
+)
+from keypeer.wire.encoding import WireError
+
+if TYPE_CHECKING:
+    from keypeer.client import AsyncClient
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_HOME_HELP = "keypeer's folder: $KEYPEER_HOME, else .keypeer here, else ~/.config/keypeer."
+home_option = click.option("--home", type=click.Path(file_okay=False, path_type=Path), default=None, help=_HOME_HELP)
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
+_as_option = click.option(
+    "--as", "identity", envvar="KEYPEER_AS", default=None, help="Identity to call as: a folder in HOME/identities."
+)
+
+
+def home_folder(home: Path | None) -> Path:
+    """keypeer's folder, chosen or by default."""
+    if home is not None:
+        return home
+    if configured := os.environ.get("KEYPEER_HOME"):
+        return Path(configured)
+    here = Path(".keypeer")
+    return here if here.is_dir() else Path.home() / ".config" / "keypeer"
+
+
+def client_of(home: Path | None, identity: str) -> AsyncClient:
+    """A client that calls as ``identity``. Raises StateError when there is no such identity."""
+    from keypeer.client import AsyncClient
+
+    place = home_folder(home) / "identities" / identity
+    server = place / "server"
+    if not server.is_file():
+        raise StateError(
+            "identity.missing",
+            f"there is no identity {identity!r}: {place} doesn't hold one",
+            "put cert.pem, key.pem, ca.pem and server (the service's URL) there, or choose another with --as",
+        )
+    return AsyncClient(
+        server.read_text().strip(), ca=place / "ca.pem", certificate=place / "cert.pem", key=place / "key.pem"
+    )
+
+
+def command(role: str) -> Callable[[Callable[Concatenate[AsyncClient, P], Awaitable[int | None]]], Callable[..., None]]:
+    """Makes a coroutine over a client a click callback with --home, --as and --json. It calls as the identity named
+    like ``role`` unless told otherwise; what it returns is the exit code."""
+
+    def decorate(work: Callable[Concatenate[AsyncClient, P], Awaitable[int | None]]) -> Callable[..., None]:
+        @home_option
+        @_as_option
+        @json_option
+        @functools.wraps(work)
+        def run(home: Path | None, identity: str | None, *args: P.args, **kwargs: P.kwargs) -> None:
+            async def call() -> int | None:
+                async with client_of(home, identity or role) as client:
+                    return await work(client, *args, **kwargs)
+
+            run_in_words(call, as_json=bool(kwargs["as_json"]))
+
+        return run
+
+    return decorate
+
+
+def run_in_words(call: Callable[[], Awaitable[int | None]], *, as_json: bool) -> None:
+    """Runs ``call`` on an event loop and exits; errors in words, or as JSON on standard output."""
+    try:
+        code = asyncio.run(_awaited(call))
+    except (KeypeerClientError, WireError) as error:
+        fail(error, as_json=as_json)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell tells a Ctrl-C
+    sys.exit(code or Exit.DONE)
+
+
+async def _awaited(call: Callable[[], Awaitable[int | None]]) -> int | None:
+    return await call()
+
+
+def fail(error: KeypeerClientError | WireError, *, as_json: bool) -> NoReturn:
+    """Tells ``error`` and exits with its code."""
+    found = _document(error)
+    if as_json:
+        output.as_json(found)
+    else:
+        output.say(f"{click.style('error', fg='red')}: {found['code']}: {found['detail']}")
+        if found["hint"]:
+            output.say(f"hint: {found['hint']}")
+        if isinstance(error, ProblemError):
+            output.reasons(error.reasons, err=True)
+    sys.exit(exit_code(error))
+
+
+def _document(error: KeypeerClientError | WireError) -> dict[str, Any]:
+    if isinstance(error, WireError):
+        return {"code": "input.invalid", "detail": str(error), "hint": ""}
+    found: dict[str, Any] = {"code": error.code, "detail": error.detail, "hint": error.hint}
+    if isinstance(error, ProblemError):
+        found |= {"status": error.status, "reasons": error.reasons}
+    return found
+
+
+def exit_code(error: KeypeerClientError | WireError) -> int:
+    """The exit code that tells ``error``."""
+    if isinstance(error, ProblemError):
+        return of_status(error.status)
+    if isinstance(error, TpmError):
+        return Exit.REFUSED if error.code == "tpm.policy" else Exit.UNAVAILABLE
+    if isinstance(error, ServiceUnavailable):
+        return Exit.UNAVAILABLE
+    return Exit.FORGED if isinstance(error, AnswerError) else Exit.BAD_INPUT
