@@ -34,7 +34,7 @@ start_tpm() {
     [ -f "$folder/tpm/tpm2-00.permall" ] || { say "making the software TPM of $host"; make_tpm "$folder/tpm"; }
     rm -f "$folder/sock" "$folder/sock.ctrl"
     swtpm socket --tpm2 --tpmstate dir="$folder/tpm" --flags not-need-init,startup-clear \
-        --server type=unixio,path="$folder/sock" --ctrl type=unixio,path="$folder/sock.ctrl" 2>>"$folder/swtpm.log" &
+        --server type=unixio,path="$folder/sock" --ctrl type=unixio,path="$folder/sock.ctrl" 2>>"$folder/swtpm.log" 9>&- &
     children+=($!)
     for _ in $(seq 50); do [ -S "$folder/sock" ] && break; sleep 0.1; done
     for entry in "${BOOT_CHAIN[@]}"; do

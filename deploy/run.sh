@@ -52,7 +52,7 @@ start_service() {
     keypeer init --module "$(softhsm_module)" --pin file:token/pin --so-pin file:token/so-pin \
         --env 'SOFTHSM2_CONF={home}/token/softhsm2.conf' --listen "127.0.0.1:$PORT"
     say "starting the service on $SERVER"
-    keypeer serve 2>>"$LOG" &
+    keypeer serve 2>>"$LOG" 9>&- &
     children+=($!)
     local tries
     for tries in $(seq 150); do
@@ -83,9 +83,12 @@ introduce_host() {
     fi
 }
 
+# What fra-1 booted the first time is the golden state; later boots are held against it.
 prepare_policy() {
-    keypeer agent pcrs --baseline --host fra-1 >"$KEYPEER_HOME/$BASELINE.json"
-    keypeer baseline put "$BASELINE" "$KEYPEER_HOME/$BASELINE.json" >&2
+    if [ ! -f "$KEYPEER_HOME/$BASELINE.json" ]; then
+        keypeer agent pcrs --baseline --host fra-1 >"$KEYPEER_HOME/$BASELINE.json"
+        keypeer baseline put "$BASELINE" "$KEYPEER_HOME/$BASELINE.json" >&2
+    fi
     printf '[policy.%s]\ngeo = { countries = ["DE", "FR", "NL"], max_tag_age = "180d" }\nplatform = { baselines = ["%s"] }\nfresh = { evidence = "60s", lease = "10m", grace = "5m" }\n' \
         "$POLICY" "$BASELINE" >"$KEYPEER_HOME/$POLICY.toml"
     keypeer policy put "$POLICY" "$KEYPEER_HOME/$POLICY.toml" >&2
@@ -117,6 +120,8 @@ print(next(r[sys.argv[2]] for r in json.load(sys.stdin)["reasons"] if r["id"] ==
 
 mkdir -p "$KEYPEER_HOME"
 chmod 700 "$KEYPEER_HOME"
+exec 9>"$KEYPEER_HOME/lock"
+flock --nonblock 9 || die "another deploy/run.sh uses $KEYPEER_HOME; stop it, or set KEYPEER_HOME and KEYPEER_PORT"
 start_tpm fra-1
 start_tpm iad-1
 start_service
@@ -132,7 +137,7 @@ if $once; then
 fi
 
 for host in fra-1 iad-1; do
-    keypeer agent attest --host "$host" --watch 30 >>"$KEYPEER_HOME/agents/$host.log" 2>&1 &
+    keypeer agent attest --host "$host" --watch 30 >>"$KEYPEER_HOME/agents/$host.log" 2>&1 9>&- &
     children+=($!)
 done
 printf '%s\n%s\n' "$granted" "$denied"
