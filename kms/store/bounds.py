@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from kms import limits
 from kms.errors import BadRequest
 from kms.store.port import Commit
 
 
-def check_sizes(change: Commit) -> None:
-    """Raises BadRequest ``store.too_large`` for a key, value or log entry that no backend takes."""
-    keys = [*change.deletes, *(key for key, _ in change.puts), *(check.key for check in change.checks)]
-    if any(not 0 < len(key) <= limits.STORE_KEY_BYTES_MAX for key in keys):
-        raise BadRequest("store.too_large", f"a key has 1 to {limits.STORE_KEY_BYTES_MAX} bytes")
-    if any(len(value) > limits.STORE_VALUE_BYTES_MAX for _, value in change.puts):
-        raise BadRequest("store.too_large", f"a value has at most {limits.STORE_VALUE_BYTES_MAX} bytes")
-    if any(len(entry) > limits.STORE_VALUE_BYTES_MAX for entry in change.entries):
-        raise BadRequest("store.too_large", f"a log entry has at most {limits.STORE_VALUE_BYTES_MAX} bytes")
+class Size(NamedTuple):
+    """What a commit costs to write: how many keys and entries, how many bytes they have."""
+
+    writes: int
+    bytes: int
+
+
+def check_sizes(change: Commit) -> Size:
+    """The size of ``change``; raises BadRequest ``store.too_large`` when no backend would take it."""
+    keys = [*change.deletes, *(key for key, _ in change.puts)]
+    values = [value for _, value in change.puts]
+    _bound("a key", (*keys, *(check.key for check in change.checks)), limits.STORE_KEY_BYTES_MAX, least=1)
+    _bound("a value", values, limits.STORE_VALUE_BYTES_MAX)
+    _bound("a log entry", change.entries, limits.STORE_VALUE_BYTES_MAX)
+    if change.op_id is not None:
+        _bound("an op id", (change.op_id,), limits.OP_ID_BYTES_MAX, least=1)
+    size = Size(len(keys) + len(change.entries), sum(map(len, (*keys, *values, *change.entries))))
+    if size.writes > limits.COMMIT_WRITES_MAX or size.bytes > limits.COMMIT_BYTES_MAX:
+        raise BadRequest(
+            "store.too_large",
+            f"{size.writes} keys and entries of {size.bytes} bytes; one commit takes "
+            f"{limits.COMMIT_WRITES_MAX} of {limits.COMMIT_BYTES_MAX} bytes",
+            hint="split the change",
+        )
+    return size
+
+
+def _bound(what: str, found: Sequence[bytes], most: int, *, least: int = 0) -> None:
+    if any(not least <= len(data) <= most for data in found):
+        raise BadRequest("store.too_large", f"{what} has {least} to {most} bytes")

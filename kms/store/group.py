@@ -7,14 +7,17 @@ the next one. Results reach the event loop in one call a group.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kms import limits
 from kms.errors import KeypeerError, Unavailable
-from kms.store.port import Commit, Outcome
+from kms.store.bounds import Size
+from kms.store.port import Commit, Outcome, Unknown
 
 Result = Outcome | KeypeerError
 # Given a function that takes the group (called once the write lock is held), writes it and answers in its order.
@@ -23,7 +26,41 @@ Write = Callable[[Callable[[], list[Commit]]], list[Result]]
 
 class _Pending(NamedTuple):
     change: Commit
+    size: Size
     future: asyncio.Future[Outcome]
+
+
+class _Group:
+    """The commits that the next transaction carries. For the writer's thread alone."""
+
+    def __init__(self, waiting: queue.SimpleQueue[_Pending | None]) -> None:
+        self._waiting = waiting
+        self._ended = False
+        self.pending: list[_Pending] = []
+
+    def wait(self) -> bool:
+        """Starts a new group with the next commit; False when there will be none."""
+        self.pending = []
+        first = None if self._ended else self._waiting.get()
+        if first is not None:
+            self.pending.append(first)
+        return first is not None
+
+    def take(self) -> list[Commit]:
+        """All that waits now and fits."""
+        writes = sum(pending.size.writes for pending in self.pending)
+        size = sum(pending.size.bytes for pending in self.pending)
+        while not self._ended and writes < limits.GROUP_WRITES_MAX and size < limits.GROUP_BYTES_MAX:
+            try:
+                pending = self._waiting.get_nowait()
+            except queue.Empty:
+                break
+            if pending is None:
+                self._ended = True
+                break
+            self.pending.append(pending)
+            writes, size = writes + pending.size.writes, size + pending.size.bytes
+        return [pending.change for pending in self.pending]
 
 
 class GroupWriter:
@@ -32,53 +69,59 @@ class GroupWriter:
     def __init__(self, write: Write) -> None:
         self._write = write
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._waiting: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
         self._closed = False
+        self._busy_since: float | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
-    async def submit(self, change: Commit) -> Outcome:
+    async def submit(self, change: Commit, size: Size) -> Outcome:
         """The outcome, once it is durable."""
         if self._closed:
             raise Unavailable("store.unavailable", "the store is closed", hint="the service is stopping")
         future: asyncio.Future[Outcome] = self._loop.create_future()
-        self._queue.put(_Pending(change, future))
+        self._waiting.put(_Pending(change, size, future))
         return await future
 
+    def busy_s(self) -> float:
+        """Seconds for which the present group has been waiting for lock and disk; 0 when there is none."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
     async def close(self) -> None:
-        """Writes what waits, then ends the thread."""
+        """Writes what waits, then ends the thread. Once closed, nothing happens."""
         self._closed = True
-        self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
+        while self._thread.is_alive():
+            self._waiting.put(None)
+            await asyncio.to_thread(self._thread.join)
 
     def _run(self) -> None:
-        while (first := self._queue.get()) is not None:
-            group = [first]
-            last = False
+        """One group after another, for good. An error that nobody foresaw ends this thread, and threading.excepthook
+        shows it; the group's callers hear that nobody knows, and a new thread serves those that wait."""
+        group = _Group(self._waiting)
+        try:
+            while group.wait():
+                self._busy_since = time.monotonic()
+                results = self._write(group.take)
+                self._answer(list(zip(group.pending, results, strict=True)))
+                self._busy_since = None
+                group.pending = []
+        finally:
+            if group.pending:
+                self._busy_since = None
+                self._start()
+                self._answer([(pending, Unknown(pending.change.op_id)) for pending in group.pending])
 
-            def take(group: list[_Pending] = group) -> list[Commit]:
-                nonlocal last
-                size = len(group[0].change.puts) + len(group[0].change.entries)
-                while size < limits.GROUP_WRITES_MAX:
-                    try:
-                        pending = self._queue.get_nowait()
-                    except queue.Empty:
-                        break
-                    if pending is None:
-                        last = True
-                        break
-                    group.append(pending)
-                    size += len(pending.change.puts) + len(pending.change.entries)
-                return [pending.change for pending in group]
-
-            results = self._write(take)
-            self._loop.call_soon_threadsafe(_deliver, group, results)
-            if last:
-                return
+    def _answer(self, answers: Sequence[tuple[_Pending, Result]]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
+            self._loop.call_soon_threadsafe(_deliver, answers)
 
 
-def _deliver(group: list[_Pending], results: list[Result]) -> None:
-    for pending, result in zip(group, results, strict=True):
+def _deliver(answers: Sequence[tuple[_Pending, Result]]) -> None:
+    for pending, result in answers:
         if pending.future.done():
             continue  # its caller was cancelled; the commit stands
         if isinstance(result, KeypeerError):

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 from kms import limits
 from kms.audit.entry import FIRST, link
+from kms.errors import Unavailable
 from kms.store.bounds import check_sizes
 from kms.store.port import (
     Change,
@@ -31,6 +32,7 @@ class MemoryStore:
         self._operations: dict[bytes, Committed] = {}
         self._changes: list[Change] = []
         self._version = 0
+        self._closed = False
 
     async def get(self, key: bytes) -> Item | None:
         return self._records.get(key)
@@ -40,7 +42,7 @@ class MemoryStore:
 
     async def scan(self, prefix: bytes, after: bytes = b"", limit: int = limits.PAGE_DEFAULT) -> list[Item]:
         keys = sorted(key for key in self._records if key.startswith(prefix) and key > after)
-        return [self._records[key] for key in keys[: min(limit, limits.SCAN_MAX)]]
+        return [self._records[key] for key in keys[: max(0, min(limit, limits.SCAN_MAX))]]
 
     async def export(self, prefix: bytes) -> AsyncIterator[Item]:
         after = b""
@@ -51,6 +53,8 @@ class MemoryStore:
 
     async def commit(self, change: Commit) -> Outcome:
         check_sizes(change)
+        if self._closed:
+            raise Unavailable("store.unavailable", "the store is closed")
         if change.op_id is not None and change.op_id in self._operations:
             return self._operations[change.op_id]
         stale = tuple(check.key for check in change.checks if self._version_of(check.key) != check.version)
@@ -78,9 +82,12 @@ class MemoryStore:
     async def resolve(self, op_id: bytes) -> Committed | None:
         return self._operations.get(op_id)
 
-    async def watch(self, prefix: bytes) -> AsyncIterator[Change]:
-        seen = len(self._changes)
-        while True:
+    def watch(self, prefix: bytes) -> AsyncIterator[Change]:
+        # Not a generator itself: its watch begins with the call, not with the first step.
+        return self._follow(prefix, len(self._changes))
+
+    async def _follow(self, prefix: bytes, seen: int) -> AsyncIterator[Change]:
+        while not self._closed:
             await asyncio.sleep(limits.WATCH_INTERVAL_S)
             fresh, seen = self._changes[seen:], len(self._changes)
             for change in fresh:
@@ -88,15 +95,18 @@ class MemoryStore:
                     yield change
 
     async def bulk_load(self, items: Iterable[tuple[bytes, bytes]]) -> int:
-        loaded = list(items)
-        await self.commit(Commit(puts=loaded))
-        return len(loaded)
+        count = 0
+        for key, value in items:
+            await self.commit(Commit(puts=[(key, value)]))
+            count += 1
+        return count
 
     async def log_head(self) -> LogHead:
         return LogHead(len(self._log), self._log[-1].link if self._log else FIRST)
 
     async def log_read(self, after: int, limit: int) -> list[LogEntry]:
-        return self._log[after : after + min(limit, limits.SCAN_MAX)]
+        after = max(after, 0)
+        return self._log[after : after + max(0, min(limit, limits.SCAN_MAX))]
 
     async def preflight(self) -> list[Finding]:
         return [Finding("store.memory", ok=True, found="a store in memory; nothing survives the process")]
@@ -105,4 +115,4 @@ class MemoryStore:
         return Health(ok=True, reason="", used_bytes=0, capacity_bytes=0)
 
     async def close(self) -> None:
-        self._records.clear()
+        self._closed = True

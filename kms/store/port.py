@@ -3,16 +3,20 @@
 - **Records** are bytes under byte keys. Every record carries the version of the commit that wrote it; versions are
   store-wide, 64-bit and never reused, so a compare-and-set can't be fooled by a value that came back.
 - **Reads are fresh**: they see every commit acknowledged before the call, by whichever process. One call reads one
-  snapshot.
+  snapshot (``export`` one a page). A key that can't be stored isn't there; pages are cut at limits.SCAN_MAX.
 - **A commit is atomic and durable before it returns**: checks, puts, deletes and log entries, all or none. ``op_id``
-  makes it safe to repeat: the same id again answers the first outcome and applies nothing.
+  makes it safe to repeat: the same id again answers the first outcome and applies nothing. An id is taken by the
+  commit that was applied, not by a conflict, and kept until limits.OPERATIONS_KEPT newer ones came.
 - **The log**: ``entries`` get dense sequence numbers from 0 in commit order, each with a link that covers all before it
   (kms.audit.entry). The log belongs to the store because state and audit entry are one commit, and because only the
   store can number entries densely across processes.
+- **A watch** tells every change after the call, by any process, in the order of versions; several to one key may
+  arrive as the last one. Who falls behind, in time or by what is left unread, gets Unavailable ``store.watch_behind``.
 - **Cancelling** an awaited commit doesn't recall it: it may still happen; ``resolve(op_id)`` tells.
+- **Closing** waits for the commits under way; watches end, and later commits raise ``store.unavailable``.
 - **Errors**: Unavailable ``store.full`` (507) when disk or map is full, ``store.unavailable`` otherwise; nothing was
-  applied. BadRequest ``store.too_large`` for keys and values over the bounds. An outcome that can't be known is
-  ``Unknown``, never an exception.
+  applied. A full store still takes small deletions with their entries. BadRequest ``store.too_large`` for what is
+  over the bounds. An outcome that can't be known is ``Unknown``, never an exception.
 """
 
 from __future__ import annotations
@@ -133,7 +137,7 @@ class Store(Protocol):
     async def resolve(self, op_id: bytes) -> Committed | None: ...
 
     def watch(self, prefix: bytes) -> AsyncIterator[Change]:
-        """Changes under ``prefix`` by any process after the call; several to one key may arrive as the last one."""
+        """Changes under ``prefix`` after the call."""
         ...
 
     async def bulk_load(self, items: Iterable[tuple[bytes, bytes]]) -> int:

@@ -1,0 +1,102 @@
+"""How groups of commits reach the LMDB file, and what is answered when they don't. Runs on the writer's thread.
+
+When does a failed transaction leave nothing? LMDB writes and syncs the new pages first and the head that makes them
+count last, through a descriptor opened O_DSYNC. A failure before the head (no room, a failed fdatasync) leaves the old
+head and the old pages: nothing was applied, whatever became of the new pages. A failure of the head's own write
+leaves it open what the disk holds; LMDB then declares the environment dead, and that is how we tell the two apart:
+**dead means Unknown, anything else means nothing was applied.** A dead environment is opened anew.
+
+A full map can't even delete: a deletion writes new pages first, and its audit entry too. So commits that do more than
+delete must leave a reserve (limits.LMDB_RESERVE_BYTES), shown by allocating it in a nested transaction that is
+thrown away.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from http import HTTPStatus
+
+import lmdb
+
+from kms import limits
+from kms.errors import KeypeerError, Unavailable
+from kms.store.group import Result
+from kms.store.lmdb_environment import LmdbEnvironment
+from kms.store.lmdb_tables import u64
+from kms.store.port import Commit, Unknown
+
+MEND_SPACE = "free disk space, or raise store.map_size_mib while the service is stopped"
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # disk, quota, RLIMIT_FSIZE
+
+
+class LmdbWriter:
+    """kms.store.group.Write on an environment."""
+
+    def __init__(self, place: LmdbEnvironment) -> None:
+        self._place = place
+        self._shut = False  # the environment died and hasn't been opened anew
+        self.trouble = ""  # why the last commit failed; empty once one succeeded
+
+    def write(self, take: Callable[[], list[Commit]]) -> list[Result]:
+        """One transaction for all that waits once the write lock is ours; in halves when they fail together."""
+        group: list[Commit] = []
+        try:
+            if self._shut:
+                self._place.reopen()
+                self._shut = False
+            with self._place.env.begin(write=True) as txn:
+                group = take()
+                outcomes, grows = self._place.tables.apply(txn, group)
+                if grows:
+                    self._leave_reserve(txn)
+        except lmdb.Error as error:
+            return self._failed(group or take(), error)
+        except Unavailable as error:
+            return self._refused(group or take(), error)
+        self.trouble = ""
+        return list(outcomes)
+
+    def _leave_reserve(self, txn: lmdb.Transaction[bytes]) -> None:
+        """Raises lmdb.MapFullError when ``txn`` would leave less than the reserve."""
+        if self._place.map_size - self._place.used() > limits.LMDB_NEAR_END_BYTES:
+            return
+        page_bytes = self._place.env.stat()["psize"]
+        with self._place.env.begin(parent=txn, write=True) as trial:
+            for page in range(self._place.reserve() // page_bytes):
+                # Over half a page with its key, so that each row takes a page of its own.
+                trial.put(b"reserve" + u64(page), bytes(page_bytes // 2), db=self._place.tables.meta)
+            trial.abort()
+
+    def _failed(self, group: list[Commit], error: lmdb.Error) -> list[Result]:
+        if self._place.dead():
+            return self._unknown(group, error)
+        full = isinstance(error, lmdb.MapFullError) or error.code in _NO_ROOM
+        if full and self._place.env.reader_check():  # a killed reader kept old pages from reuse
+            return self.write(lambda: group)
+        if len(group) > 1:  # none of them was applied; what doesn't fit, or can't be written, must not stop the others
+            half = len(group) // 2
+            return self.write(lambda: group[:half]) + self.write(lambda: group[half:])
+        return self._refused(group, self._full() if full else self._place.unavailable(error))
+
+    def _refused(self, group: list[Commit], error: KeypeerError) -> list[Result]:
+        self.trouble = error.detail
+        return [type(error)(error.code, error.detail, hint=error.hint, status=error.status) for _ in group]
+
+    def _unknown(self, group: list[Commit], error: lmdb.Error) -> list[Result]:
+        self.trouble = f"{self._place.folder}: the head of the store could not be written: {error}"
+        self._shut = True
+        try:
+            self._place.reopen()
+            self._shut = False
+        except Unavailable as unavailable:
+            self.trouble = unavailable.detail
+        return [Unknown(change.op_id) for change in group]
+
+    def _full(self) -> Unavailable:
+        return Unavailable(
+            "store.full",
+            f"the store in {self._place.folder} has no room; nothing was changed",
+            hint=MEND_SPACE,
+            status=HTTPStatus.INSUFFICIENT_STORAGE,
+        )

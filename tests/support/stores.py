@@ -1,0 +1,72 @@
+"""The backends of the store's port, and what tests ask of any of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+from kms import limits
+from kms.audit.entry import verify_chain
+from kms.errors import KeypeerError
+from kms.store.lmdb import LmdbStore
+from kms.store.memory import MemoryStore
+from kms.store.port import Commit, Committed, LogEntry, Outcome, Store
+
+MAP_BYTES = 64 * 2**20  # sparse; ample for every test that isn't about a full one
+
+
+@asynccontextmanager
+async def memory_store(_folder: Path) -> AsyncIterator[Store]:
+    store = MemoryStore()
+    yield store
+    await store.close()
+
+
+@asynccontextmanager
+async def lmdb_store(folder: Path, *, map_size: int = MAP_BYTES) -> AsyncIterator[Store]:
+    store = LmdbStore.open(folder / "store", map_size=map_size)
+    yield store
+    await store.close()
+
+
+BACKENDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Store]]] = {
+    "memory": memory_store,
+    "lmdb": lmdb_store,
+}
+
+
+async def put(store: Store, *pairs: tuple[bytes, bytes]) -> Committed:
+    """Commits records without checks."""
+    return committed(await store.commit(Commit(puts=pairs)))
+
+
+def committed(outcome: Outcome) -> Committed:
+    assert isinstance(outcome, Committed), outcome
+    return outcome
+
+
+async def code_of(store: Store, change: Commit) -> str:
+    """The code of the error that the commit raises; "" when it raises none."""
+    try:
+        await store.commit(change)
+    except KeypeerError as error:
+        return error.code
+    return ""
+
+
+async def whole_log(store: Store) -> list[LogEntry]:
+    """Every entry, page by page."""
+    entries: list[LogEntry] = []
+    while page := await store.log_read(len(entries), limits.SCAN_MAX):
+        entries += page
+    return entries
+
+
+async def assert_log_holds(store: Store) -> list[LogEntry]:
+    """Dense numbers, links that follow from each other, and a head that is the last of them."""
+    entries = await whole_log(store)
+    head = await store.log_head()
+    assert head.size == len(entries)
+    assert verify_chain(entries, head.link) is None
+    return entries
