@@ -11,7 +11,8 @@ folder, vm = sys.argv[1:]
 try:
     with keypeer.Host.open(folder) as host, host.release(vm) as key, key.derive("page", epoch=1, size=64) as page_key:
         cipher = Cipher(algorithms.AES(page_key.view()), modes.XTS(bytes(16)))  # the tweak is the page's number
-        print(f"{key!r}, check value {key.check_value()}: {len(cipher.encryptor().update(bytes(4096)))} bytes encrypted")
+        page = cipher.encryptor().update(bytes(4096))
+        print(f"{key!r}, check value {key.check_value()}: {len(page)} bytes encrypted")
 except keypeer.KeypeerClientError as error:
     for reason in getattr(error, "reasons", ()):
         print(f"{reason.id}: {reason.found}; {reason.asked}", file=sys.stderr)

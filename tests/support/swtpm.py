@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -44,18 +45,19 @@ class SwTpm:
 
     def start(self) -> None:
         """Power on; TPM2_Startup(CLEAR)."""
-        socket = self.folder / "sock"
+        path = self.folder / "sock"
         self._process = subprocess.Popen(
             [
                 "swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.folder / 'state'}",
-                "--server", f"type=unixio,path={socket}", "--ctrl", f"type=unixio,path={socket}.ctrl",
+                "--server", f"type=unixio,path={path}", "--ctrl", f"type=unixio,path={path}.ctrl",
                 "--flags", "startup-clear,not-need-init",
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
         deadline = time.monotonic() + START_S
-        while not socket.exists():
+        # A socket's file is there before anybody listens on it.
+        while not (_listens(path) and _listens(Path(f"{path}.ctrl"))):
             assert self._process.poll() is None, "swtpm ended at once"
             assert time.monotonic() < deadline, "swtpm didn't start"
             time.sleep(0.002)
@@ -87,6 +89,15 @@ class SwTpm:
     ) -> None:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
 
 
 class VendorCa:

@@ -1,0 +1,205 @@
+"""What a session opens, and every way in which a release may lie."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.keywrap import aes_key_wrap_with_padding
+
+from keypeer.errors import AnswerError, ReleaseForged, StateError
+from keypeer.locked import LockedBytes
+from keypeer.session import Session
+from keypeer.wire.canonical import release_mac_input
+from keypeer.wire.encoding import b64encode
+from keypeer.wire.messages import Release, SessionGrant
+
+SESSION_KEY, MAC_KEY, ID = b"\x5e" * 32, b"\x3a" * 32, b"\x1d" * 16
+KEY = bytes(range(64))
+NOW = int(time.time())
+
+
+def grant(**changed: object) -> SessionGrant:
+    made = SessionGrant(
+        session=b64encode(ID),
+        expires_at=NOW + 300,
+        binding_name=b64encode(b"\x00\x0b" + bytes(32)),
+        encapsulated_key=b64encode(b"\xee" * 256),
+        oaep_hash="sha256",
+        wrapped_mac_key=b64encode(aes_key_wrap_with_padding(SESSION_KEY, MAC_KEY)),
+    )
+    return msgspec.structs.replace(made, **changed)
+
+
+def session_key(data: bytes = SESSION_KEY) -> LockedBytes:
+    made = LockedBytes(len(data))
+    made.writable[:] = data
+    return made
+
+
+def opened(host: str = "fra-1") -> Session:
+    session = Session(host, grant(), session_key())
+    session.renewed(NOW + 300, NOW)
+    return session
+
+
+@dataclass(frozen=True)
+class Hsm:
+    """Makes releases as the HSM does; fields are what its MAC covers."""
+
+    vm: str = "web-1"
+    version: int = 1
+    generation: int = 1
+    host: str = "fra-1"
+    session: bytes = ID
+    lease: int = NOW + 600
+    key: bytes = KEY
+    mac_key: bytes = MAC_KEY
+
+    def release(self) -> Release:
+        wrapped = aes_key_wrap_with_padding(SESSION_KEY, self.key)
+        covered = release_mac_input(
+            vm=self.vm,
+            key_version=self.version,
+            generation=self.generation,
+            host=self.host,
+            session=self.session,
+            lease_expires=self.lease,
+            wrapped=wrapped,
+        )
+        return Release(
+            vm=self.vm,
+            version=self.version,
+            size=64,
+            generation=self.generation,
+            lease_expires_at=self.lease,
+            grace=300,
+            wrapped_key=b64encode(wrapped),
+            mac=b64encode(hmac.digest(self.mac_key, covered, "sha256")),
+        )
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_a_good_release_opens(size: int) -> None:
+    release = msgspec.structs.replace(Hsm(key=KEY[:size]).release(), size=size)
+    with opened() as session, session.open(release, "web-1") as key:
+        assert bytes(key.view()) == KEY[:size]
+        assert (key.vm, key.version, key.generation) == ("web-1", 1, 1)
+        assert (key.lease_expires_at, key.grace) == (NOW + 600, 300)
+
+
+MADE_FOR_OTHERS = {
+    "another VM": Hsm(vm="web-2"),
+    "another host": Hsm(host="iad-1"),
+    "another session": Hsm(session=b"\x02" * 16),
+    "another session's MAC key": Hsm(mac_key=b"\x04" * 32),
+}
+
+
+@pytest.mark.parametrize("hsm", MADE_FOR_OTHERS.values(), ids=MADE_FOR_OTHERS.keys())
+def test_what_was_made_for_another_is_refused(hsm: Hsm) -> None:
+    release = msgspec.structs.replace(hsm.release(), vm="web-1")
+    with opened() as session, pytest.raises(ReleaseForged) as caught:
+        session.open(release, "web-1")
+    assert caught.value.code == "release.mac"
+
+
+ALTERED: dict[str, Callable[[Release], dict[str, object]]] = {
+    "version": lambda release: {"version": 2},
+    "generation": lambda release: {"generation": 2},
+    "lease": lambda release: {"lease_expires_at": release.lease_expires_at + 1},
+    "wrapped key": lambda release: {"wrapped_key": b64encode(aes_key_wrap_with_padding(SESSION_KEY, KEY[::-1]))},
+    "wrapped key cut": lambda release: {"wrapped_key": release.wrapped_key[:-8]},
+    "wrapped key empty": lambda release: {"wrapped_key": ""},
+    "mac": lambda release: {"mac": b64encode(bytes(32))},
+    "mac cut": lambda release: {"mac": release.mac[:20]},
+    "mac empty": lambda release: {"mac": ""},
+}
+
+
+@pytest.mark.parametrize("change", ALTERED.values(), ids=ALTERED.keys())
+def test_every_field_under_the_mac_counts(change: Callable[[Release], dict[str, object]]) -> None:
+    release = Hsm().release()
+    with opened() as session, pytest.raises(ReleaseForged) as caught:
+        session.open(msgspec.structs.replace(release, **change(release)), "web-1")
+    assert caught.value.code == "release.mac"
+
+
+def test_the_vm_asked_for_counts_not_the_one_answered() -> None:
+    with opened() as session, pytest.raises(ReleaseForged):
+        session.open(Hsm(vm="web-2").release(), "web-1")
+
+
+def test_the_answers_own_vm_field_is_worth_nothing() -> None:
+    with opened() as session, session.open(msgspec.structs.replace(Hsm().release(), vm="liar"), "web-1") as key:
+        assert key.vm == "web-1"
+
+
+@pytest.mark.parametrize("ago", [0, 1, 86_400])
+def test_a_lease_that_ended_is_refused(ago: int) -> None:
+    with opened() as session, pytest.raises(ReleaseForged) as caught:
+        session.open(Hsm(lease=NOW - ago).release(), "web-1")
+    assert caught.value.code == "release.stale"
+
+
+def test_a_size_that_doesn_t_fit_is_refused() -> None:
+    release = msgspec.structs.replace(Hsm().release(), size=32)
+    with opened() as session, pytest.raises(ReleaseForged) as caught:
+        session.open(release, "web-1")
+    assert caught.value.code == "release.size"
+
+
+@pytest.mark.parametrize("number", [-1, 2**32, 2**64], ids=str)
+def test_numbers_out_of_range_are_an_answer_error(number: int) -> None:
+    release = msgspec.structs.replace(Hsm().release(), version=number)
+    with opened() as session, pytest.raises(AnswerError):
+        session.open(release, "web-1")
+
+
+@pytest.mark.parametrize("text", ["****", "AA=", "A"])
+def test_text_that_isn_t_base64url_is_an_answer_error(text: str) -> None:
+    with opened() as session, pytest.raises(AnswerError) as caught:
+        session.open(msgspec.structs.replace(Hsm().release(), mac=text), "web-1")
+    assert caught.value.code == "service.answer"
+
+
+def test_the_services_clock_is_the_one_that_counts() -> None:
+    a_day = 86_400
+    with opened() as session:
+        session.renewed(NOW + a_day + 300, NOW + a_day)  # the host's wall clock is a day behind
+        assert session.seconds_left == pytest.approx(300, abs=1)
+        with pytest.raises(ReleaseForged):
+            session.open(Hsm(lease=NOW + 600).release(), "web-1")
+
+
+def test_a_grant_whose_mac_key_doesn_t_open_is_refused() -> None:
+    wrong = grant(wrapped_mac_key=b64encode(aes_key_wrap_with_padding(bytes(32), MAC_KEY)))
+    with pytest.raises(ReleaseForged):
+        Session("fra-1", wrong, session_key())
+
+
+def test_a_session_key_of_another_size_is_refused() -> None:
+    with pytest.raises(AnswerError) as caught:
+        Session("fra-1", grant(), session_key(bytes(16)))
+    assert caught.value.code == "session.key"
+
+
+def test_closing_wipes_the_sessions_keys_and_leaves_the_vms() -> None:
+    session = opened()
+    key = session.open(Hsm().release(), "web-1")
+    session.close()
+    assert bytes(key.view()) == KEY
+    with pytest.raises(StateError) as caught:
+        session.open(Hsm().release(), "web-1")
+    assert caught.value.code == "secret.closed"
+
+
+def test_it_knows_its_own_grant() -> None:
+    with opened() as session:
+        assert session.opens(grant(expires_at=NOW + 900))
+        assert not session.opens(grant(session=b64encode(bytes(16))))
+        assert not session.opens(grant(encapsulated_key=b64encode(bytes(256))))
