@@ -45,9 +45,10 @@ class Worker:
 class Supervisor:
     """Keeps ``workers`` running until ``stop``."""
 
-    def __init__(self, workers: Sequence[Worker], environment: dict[str, str]) -> None:
+    def __init__(self, workers: Sequence[Worker], metrics_folder: Path) -> None:
         self._workers = tuple(workers)
-        self._environment = environment
+        self._metrics = metrics_folder
+        self._environment = {**os.environ, metrics.FOLDER_VARIABLE: str(metrics_folder)}
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -55,17 +56,31 @@ class Supervisor:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Runs until stopped; every worker has ended when it returns."""
-        keepers = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
-        keepers += [asyncio.create_task(self._watch(worker)) for worker in self._workers if worker.socket]
-        await self._stopping.wait()
+        """Runs until stopped; every worker has ended when it returns. A bug in here ends the service, loudly: workers
+        that nobody replaces would be found out much later."""
+        try:
+            async with asyncio.TaskGroup() as keepers:
+                for worker in self._workers:
+                    keepers.create_task(self._keep(worker))
+                    if worker.socket is not None:
+                        keepers.create_task(self._watch(worker))
+                await self._stopping.wait()
+                await self._end()
+        finally:
+            for worker in self._workers:
+                _signal(worker, signal.SIGKILL)
+
+    async def _end(self) -> None:
+        """SIGTERM to all, and the time that open requests have."""
         for worker in self._workers:
             _signal(worker, signal.SIGTERM)
-        _, late = await asyncio.wait(keepers, timeout=limits.SHUTDOWN_GRACE_S + limits.WATCHDOG_INTERVAL_S)
-        for worker in self._workers:
-            _signal(worker, signal.SIGKILL)
-        if late:
-            await asyncio.wait(late)
+        running = [worker.process.wait() for worker in self._workers if worker.process is not None]
+        try:
+            async with asyncio.timeout(limits.SHUTDOWN_GRACE_S + limits.WATCHDOG_INTERVAL_S):
+                await asyncio.gather(*running)
+        except TimeoutError:
+            for worker in self._workers:
+                _signal(worker, signal.SIGKILL)
 
     async def _keep(self, worker: Worker) -> None:
         delay = limits.RESTART_DELAY_S
@@ -73,7 +88,7 @@ class Supervisor:
             started = time.monotonic()
             worker.process = await self._start(worker)
             code = await worker.process.wait()
-            metrics.worker_died(worker.process.pid)
+            metrics.worker_died(self._metrics, worker.process.pid)
             if self._stopping.is_set():
                 return
             lived = time.monotonic() - started
@@ -208,8 +223,7 @@ async def supervise(home: Home, ready: Callable[[], None]) -> None:
     sockets = listeners(home.address, home.settings.service.workers)
     folder = home.run / "metrics"
     metrics.clear(folder)
-    environment = {**os.environ, metrics.FOLDER_VARIABLE: str(folder)}
-    supervisor = Supervisor([*hsm_workers(home), *web_workers(home, sockets)], environment)
+    supervisor = Supervisor([*hsm_workers(home), *web_workers(home, sockets)], folder)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.stop)

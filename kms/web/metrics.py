@@ -53,9 +53,9 @@ class Metrics:
         return generate_latest(merged), CONTENT_TYPE_LATEST
 
 
-def worker_died(pid: int) -> None:
+def worker_died(folder: Path, pid: int) -> None:
     """Lets the gauges of a dead worker go."""
-    mark_process_dead(pid)  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
+    mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
 
 
 def clear(folder: Path) -> None:
