@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -16,7 +17,7 @@ from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 
@@ -75,6 +76,16 @@ class SwTpm:
         """resetCount rises by one, PCRs start over, transient objects are gone."""
         self.stop()
         self.start()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It answers nothing inside the block."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def open(self) -> Tpm:
         """A connection."""
@@ -155,12 +166,12 @@ def define_nv(tpm: Tpm, index: int, contents: bytes) -> None:
             tpm.esys.nv_write(handle, contents[start : start + 512], start, auth_handle=ESYS_TR.OWNER)
 
 
-def _rsa_key(public: bytes) -> CertificatePublicKeyTypes:
+def _rsa_key(public: bytes) -> rsa.RSAPublicKey:
     from tpm2_pytss import TPM2B_PUBLIC
 
     area, _ = TPM2B_PUBLIC.unmarshal(public)
     key = load_der_public_key(area.to_der())
-    assert isinstance(key, CertificatePublicKeyTypes)
+    assert isinstance(key, rsa.RSAPublicKey)
     return key
 
 

@@ -79,7 +79,9 @@ async def https_server(ca: TestCa, handler: Handler) -> AsyncIterator[str]:
     context.load_cert_chain(identity.certificate, identity.key)
     context.load_verify_locations(ca.file)
     context.verify_mode = ssl.CERT_OPTIONAL
-    runner = web.ServerRunner(web.Server(handler, handler_cancellation=True), shutdown_timeout=0.1)
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
     await site.start()
