@@ -99,4 +99,5 @@ CHANGELOG_KEYS_MAX = 100_000  # changed keys that watchers may fall behind, some
 OPERATIONS_KEPT = 100_000  # op ids remembered, some 130 bytes each
 DISK_RESERVE_BYTES = 64 * 1024 * 1024  # bytes; below it the service says that it isn't ready, before commits fail
 STORE_STALL_S = 10.0  # seconds that a transaction may wait for lock and disk before the store is called stuck
+STORE_PROBE_BYTES = 64 * 1024  # bytes of pages that a health check asks for when room was short; a commit takes 10–20
 STORE_PROBE_S = 5.0  # seconds that a health check waits for the commit that tells whether there is room again

@@ -19,7 +19,7 @@ from kms.store.bounds import check_sizes
 from kms.store.group import GroupWriter
 from kms.store.lmdb_environment import LmdbEnvironment
 from kms.store.lmdb_tables import SCHEMA, item, u64
-from kms.store.lmdb_writer import MEND_SPACE, LmdbWriter
+from kms.store.lmdb_writer import MEND_SPACE, PROBE, LmdbWriter
 from kms.store.port import (
     Change,
     Commit,
@@ -87,6 +87,8 @@ class LmdbStore:
             return [tables.log_entry(key, row) for key, row in itertools.islice(cursor.iternext(), _page(limit))]
 
     async def resolve(self, op_id: bytes) -> Committed | None:
+        if self._writer.in_doubt:  # what a read finds now may not be what a crash leaves
+            raise Unavailable("store.unavailable", self._writer.trouble, hint="check the disk; ask again")
         with self._place.snapshot() as (txn, tables):
             return tables.operation(txn, op_id)
 
@@ -137,11 +139,10 @@ class LmdbStore:
         return Health(not reason, reason, used, self._place.map_size)
 
     async def _probe(self) -> str:
-        """Why a commit fails now; empty when one succeeds. It writes nothing but the next version."""
-        probe = Commit()
+        """Why a commit fails now; empty when one of common size succeeds, which changes nothing but the version."""
         try:
             async with asyncio.timeout(limits.STORE_PROBE_S):
-                await self._groups.submit(probe, check_sizes(probe))
+                await self._groups.submit(PROBE, check_sizes(PROBE))
         except KeypeerError as error:
             return error.detail
         except TimeoutError:

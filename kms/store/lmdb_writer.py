@@ -4,7 +4,8 @@ When does a failed transaction leave nothing? LMDB writes and syncs the new page
 count last, through a descriptor opened O_DSYNC. A failure before the head (no room, a failed fdatasync) leaves the old
 head and the old pages: nothing was applied, whatever became of the new pages. A failure of the head's own write
 leaves it open what the disk holds; LMDB then declares the environment dead, and that is how we tell the two apart:
-**dead means Unknown, anything else means nothing was applied.** A dead environment is opened anew.
+**dead means Unknown, anything else means nothing was applied.** A dead environment is opened anew, and the head in
+doubt overwritten by an empty commit: after that, and not before, ``resolve`` knows what a crash can't change.
 
 A full map can't even delete: a deletion writes new pages first, and its audit entry too. So commits that do more than
 delete must leave a reserve (limits.LMDB_RESERVE_BYTES), shown by allocating it in a nested transaction that is
@@ -27,6 +28,7 @@ from kms.store.lmdb_tables import u64
 from kms.store.port import Commit, Unknown
 
 MEND_SPACE = "free disk space, or raise store.map_size_mib while the service is stopped"
+PROBE = Commit()  # what health commits; nobody else has use for one that changes nothing
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # disk, quota, RLIMIT_FSIZE
 
 
@@ -35,25 +37,27 @@ class LmdbWriter:
 
     def __init__(self, place: LmdbEnvironment) -> None:
         self._place = place
-        self._shut = False  # the environment died and hasn't been opened anew
+        self.in_doubt = False  # the environment died, and nothing was written since
         self.trouble = ""  # why the last commit failed; empty once one succeeded
 
     def write(self, take: Callable[[], list[Commit]]) -> list[Result]:
         """One transaction for all that waits once the write lock is ours; in halves when they fail together."""
+        if self.in_doubt:
+            try:
+                self._revive()
+            except Unavailable as error:
+                return self._refused(take(), error)
         group: list[Commit] = []
         try:
-            if self._shut:
-                self._place.reopen()
-                self._shut = False
             with self._place.env.begin(write=True) as txn:
                 group = take()
                 outcomes, grows = self._place.tables.apply(txn, group)
+                if any(change is PROBE for change in group):
+                    self._fill(txn, b"probe", limits.STORE_PROBE_BYTES)
                 if grows:
                     self._leave_reserve(txn)
         except lmdb.Error as error:
             return self._failed(group or take(), error)
-        except Unavailable as error:
-            return self._refused(group or take(), error)
         self.trouble = ""
         return list(outcomes)
 
@@ -61,12 +65,16 @@ class LmdbWriter:
         """Raises lmdb.MapFullError when ``txn`` would leave less than the reserve."""
         if self._place.map_size - self._place.used() > limits.LMDB_NEAR_END_BYTES:
             return
-        page_bytes = self._place.env.stat()["psize"]
         with self._place.env.begin(parent=txn, write=True) as trial:
-            for page in range(self._place.reserve() // page_bytes):
-                # Over half a page with its key, so that each row takes a page of its own.
-                trial.put(b"reserve" + u64(page), bytes(page_bytes // 2), db=self._place.tables.meta)
+            self._fill(trial, b"reserve", self._place.reserve())
             trial.abort()
+
+    def _fill(self, txn: lmdb.Transaction[bytes], name: bytes, size: int) -> None:
+        """Takes pages of ``size`` bytes together, one by one as common commits do."""
+        page_bytes = self._place.env.stat()["psize"]
+        for page in range(size // page_bytes):
+            # Over half a page with its key, so that each row takes a page of its own.
+            txn.put(name + u64(page), bytes(page_bytes // 2), db=self._place.tables.meta)
 
     def _failed(self, group: list[Commit], error: lmdb.Error) -> list[Result]:
         if self._place.dead():
@@ -85,13 +93,22 @@ class LmdbWriter:
 
     def _unknown(self, group: list[Commit], error: lmdb.Error) -> list[Result]:
         self.trouble = f"{self._place.folder}: the head of the store could not be written: {error}"
-        self._shut = True
+        self.in_doubt = True
         try:
-            self._place.reopen()
-            self._shut = False
-        except Unavailable as unavailable:
-            self.trouble = unavailable.detail
+            self._revive()
+        except Unavailable as again:
+            self.trouble = again.detail
         return [Unknown(change.op_id) for change in group]
+
+    def _revive(self) -> None:
+        """Opens the environment anew and overwrites the head in doubt. Raises Unavailable, and may be tried again."""
+        self._place.reopen()
+        try:
+            with self._place.env.begin(write=True) as txn:
+                self._place.tables.apply(txn, [Commit()])
+        except lmdb.Error as error:
+            raise self._place.unavailable(error) from None
+        self.in_doubt = False
 
     def _full(self) -> Unavailable:
         return Unavailable(
