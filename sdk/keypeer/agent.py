@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
@@ -37,12 +38,12 @@ class _Next:
 class HostAgent:
     """One host. Use it with ``async with``; the methods of one agent take turns.
 
-    The TPM is opened for each visit and closed after it, in a thread of its own, so that other programs get their turn.
+    The TPM is opened for each visit and closed after it, so that other programs get their turn; a visit is one thread,
+    and the lock in the agent's folder lets one in at a time.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | AgentState) -> None:
         self.state = folder if isinstance(folder, AgentState) else AgentState.open(folder)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="keypeer-tpm")
         self._turn = asyncio.Lock()
         self._client: AsyncClient | None = None
         self._session: Session | None = None
@@ -60,7 +61,6 @@ class HostAgent:
     async def close(self) -> None:
         """Wipes the session's keys, closes connections; released VM keys stay."""
         await self._disconnect()
-        self._thread.shutdown(wait=False)
 
     # ── what a host does ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -187,18 +187,13 @@ class HostAgent:
         return result
 
     async def _use(self, challenge: Challenge, result: AttestResult) -> None:
-        grant = result.session
-        if self._session is None or not self._session.opens(grant):
-            try:
-                key = await self._at_tpm(collect.open_session, self.state, challenge, grant)
-            except (TpmError, AnswerError):
-                self._forget()
-                raise
-            opened = Session(self.state.settings.host, grant, key)
-            if self._session is not None:
-                self._session.close()
-            self._session = opened
-        self._session.renewed(grant.expires_at, result.appraisal.appraised_at)
+        grant, now = result.session, result.appraisal.appraised_at
+        if self._session is not None and self._session.opens(grant):
+            self._session.renewed(grant.expires_at, now)
+            return
+        self._forget()
+        key = await self._at_tpm(collect.open_session, self.state, challenge, grant)
+        self._session = Session(self.state.settings.host, grant, key, now)
 
     async def _write_geo_tag(self) -> bool:
         try:
@@ -252,7 +247,7 @@ class HostAgent:
 
         try:
             async with asyncio.timeout(limits.TPM_CALL_S):
-                return await asyncio.get_running_loop().run_in_executor(self._thread, at_tpm)
+                return await _in_thread(at_tpm)
         except TimeoutError:
             found = f"the TPM didn't answer in {limits.TPM_CALL_S:.0f} s"
             raise TpmError("tpm.timeout", found, "does another program hold it?") from None
@@ -268,6 +263,21 @@ class HostAgent:
         if self._session is not None:
             self._session.close()
         self._session = self._known = self._next = None
+
+
+def _in_thread(work: Callable[[], _T]) -> asyncio.Future[_T]:
+    """Runs ``work`` in a thread that lets the process end, as an executor's wouldn't when the TPM hangs."""
+    done: Future[_T] = Future()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # whatever it is, it is for who waits
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="keypeer-tpm", daemon=True).start()
+    return asyncio.wrap_future(done)
 
 
 def _opened(session: Session, vm: str, item: BatchItem) -> VmKey | ProblemError:

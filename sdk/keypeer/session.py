@@ -29,8 +29,9 @@ def uptime() -> float:
 class Session:
     """Opened from a grant and the session key that the TPM gave back. A context manager; closing wipes its keys."""
 
-    def __init__(self, host: str, grant: SessionGrant, session_key: LockedBytes) -> None:
-        """Takes ``session_key`` over. Raises AnswerError when the grant isn't well made."""
+    def __init__(self, host: str, grant: SessionGrant, session_key: LockedBytes, now: int) -> None:
+        """Takes ``session_key`` over; ``now`` is the service's clock (Unix seconds). Raises AnswerError when the grant
+        isn't well made."""
         if session_key.size != limits.SESSION_KEY_BYTES:
             found = f"a session key of {session_key.size} bytes"
             raise AnswerError("session.key", found, "the service's HSM makes AES-256 keys")
@@ -41,8 +42,7 @@ class Session:
         with Unwrapper(session_key) as unwrapper:
             self._mac_key = unwrapper.unwrap(decoded(grant.wrapped_mac_key, "session.wrapped_mac_key"))
         self._name = grant.session
-        self._expires_at = grant.expires_at
-        self._clock_offset = 0.0
+        self.renewed(grant.expires_at, now)
 
     @property
     def name(self) -> str:

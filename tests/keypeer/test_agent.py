@@ -263,6 +263,22 @@ async def test_a_tpm_that_hangs(agent: HostAgent, swtpm: SwTpm, monkeypatch: pyt
     assert (await agent.attest()).appraisal.host == agent.state.settings.host
 
 
+async def test_a_tpm_that_hangs_doesn_t_keep_the_process(agent: HostAgent, swtpm: SwTpm) -> None:
+    program = f"""
+import keypeer, keypeer.limits
+keypeer.limits.TPM_CALL_S = 0.3
+with keypeer.Host.open({str(agent.state.folder)!r}) as host:
+    try:
+        host.attest()
+    except keypeer.TpmError as error:
+        print(error.code)
+"""
+    with swtpm.frozen():
+        command = [sys.executable, "-c", program]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.stdout, done.returncode) == ("tpm.timeout\n", 0), done.stderr
+
+
 async def test_a_service_that_isn_t_there(swtpm: SwTpm, agent: HostAgent, tmp_path: Path) -> None:
     elsewhere = AgentState.create(
         agent.state.folder,

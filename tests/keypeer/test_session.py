@@ -42,9 +42,7 @@ def session_key(data: bytes = SESSION_KEY) -> LockedBytes:
 
 
 def opened(host: str = "fra-1") -> Session:
-    session = Session(host, grant(), session_key())
-    session.renewed(NOW + 300, NOW)
-    return session
+    return Session(host, grant(), session_key(), NOW)
 
 
 @dataclass(frozen=True)
@@ -179,12 +177,12 @@ def test_the_services_clock_is_the_one_that_counts() -> None:
 def test_a_grant_whose_mac_key_doesn_t_open_is_refused() -> None:
     wrong = grant(wrapped_mac_key=b64encode(aes_key_wrap_with_padding(bytes(32), MAC_KEY)))
     with pytest.raises(ReleaseForged):
-        Session("fra-1", wrong, session_key())
+        Session("fra-1", wrong, session_key(), NOW)
 
 
 def test_a_session_key_of_another_size_is_refused() -> None:
     with pytest.raises(AnswerError) as caught:
-        Session("fra-1", grant(), session_key(bytes(16)))
+        Session("fra-1", grant(), session_key(bytes(16)), NOW)
     assert caught.value.code == "session.key"
 
 
