@@ -81,7 +81,7 @@ class Caller:
                 if answer.will_close:
                     self.close()
                 return Reply(answer.status, msgspec.json.decode(data) if kind.endswith("json") and data else data, kind)
-            except (http.client.HTTPException, ConnectionError):
+            except (http.client.HTTPException, ConnectionError, ssl.SSLEOFError):
                 self.close()
                 if attempt == 2:
                     raise

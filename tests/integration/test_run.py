@@ -1,0 +1,143 @@
+"""The user's own commands: deploy/run.sh from nothing, and what the README says to try beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.service import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = ROOT / "deploy" / "run.sh"
+START_S = 120  # seconds; takes 6
+
+
+def readme_blocks(language: str) -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@dataclass
+class Demo:
+    """A running deploy/run.sh."""
+
+    environment: dict[str, str]
+    home: Path
+
+    def shell(self, script: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-c", script],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def environment(home: Path) -> dict[str, str]:
+    return {**os.environ, "KEYPEER_HOME": str(home / "kp"), "KEYPEER_PORT": str(free_port()), "NO_COLOR": "1"}
+
+
+def once(environment: dict[str, str]) -> tuple[list[str], float]:
+    started = time.monotonic()
+    done = subprocess.run(
+        [str(RUN), "--once"], env=environment, capture_output=True, text=True, timeout=START_S, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines(), time.monotonic() - started
+
+
+def test_once_ends_with_one_granted_and_one_denied(environment: dict[str, str]) -> None:
+    lines, _ = once(environment)
+    assert re.fullmatch(
+        r"GRANTED host=fra-1 vm=demo-vm country=DE policy=eu-production check-value=[0-9a-f]{8}", lines[0]
+    )
+    assert lines[1] == (
+        "DENIED  host=iad-1 vm=demo-vm geo.country: host iad-1 is tagged US; policy eu-production allows DE, FR, NL"
+    )
+    again, seconds = once(environment)
+    assert again == lines, "the second start keeps the data: the same key"
+    assert seconds < 20
+
+
+@pytest.fixture(scope="module")
+def demo(environment: dict[str, str], home: Path) -> Iterator[Demo]:
+    with (home / "run.log").open("w") as log:
+        process = subprocess.Popen([str(RUN)], env=environment, stdout=log, stderr=log)
+    deadline = time.monotonic() + START_S
+    while "Ctrl-C stops everything" not in (home / "run.log").read_text():
+        assert process.poll() is None, (home / "run.log").read_text()
+        assert time.monotonic() < deadline, (home / "run.log").read_text()
+        time.sleep(0.2)
+    yield Demo(environment, home / "kp")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+
+
+def test_every_command_of_the_readme(demo: Demo) -> None:
+    (block,) = readme_blocks("sh")
+    activate, *commands = block.strip().splitlines()
+    assert len(commands) >= 7
+    for command in commands:
+        done = demo.shell(f"{activate} && {command}")
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        assert done.stdout.strip(), f"{command} said nothing"
+
+
+def test_the_readmes_python(demo: Demo) -> None:
+    (block,) = readme_blocks("python")
+    block = block.replace("/var/lib/keypeer", str(demo.home / "agents" / "fra-1"))
+    done = demo.shell(f". .venv/bin/activate && python - <<'END'\n{block}\nEND")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"web-1 1 [0-9a-f]{8}\n", done.stdout)
+
+
+def test_the_readmes_policy(demo: Demo) -> None:
+    (block,) = readme_blocks("toml")
+    (demo.home / "readme.toml").write_text(block)
+    done = demo.shell('. .venv/bin/activate && keypeer policy put eu-production "$KEYPEER_HOME/readme.toml"')
+    assert done.stdout == "policy eu-production allows DE, FR, NL\n", done.stderr
+
+
+def test_explain_tells_granted_from_refused(demo: Demo) -> None:
+    granted = demo.shell(". .venv/bin/activate && keypeer policy explain --vm demo-vm --host fra-1")
+    assert (granted.returncode, granted.stdout.split()[0]) == (0, "ALLOWED")
+    refused = demo.shell(". .venv/bin/activate && keypeer policy explain --vm demo-vm --host iad-1")
+    assert (refused.returncode, refused.stdout.split()[0]) == (1, "REFUSED")
+    assert "found  host iad-1 is tagged US" in refused.stdout
+
+
+def test_two_runs_on_one_folder_are_refused(demo: Demo) -> None:
+    done = demo.shell("deploy/run.sh --once")
+    assert done.returncode == 1
+    assert "another deploy/run.sh uses" in done.stderr
+
+
+def test_what_fra_1_booted_changes_and_its_old_session_never_opens_again(demo: Demo) -> None:
+    """The last test of the file: fra-1 stays bad until it reboots."""
+    tcti = f"swtpm:path={demo.home}/hosts/fra-1/sock"
+    session_key = ROOT / "tests" / "integration" / "open_old_session.py"
+    done = demo.shell(f". .venv/bin/activate && python {session_key} {demo.home}/agents/fra-1 {tcti}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["opened", "tpm.policy"]
+    refused = demo.shell(". .venv/bin/activate && keypeer agent attest --host fra-1")
+    assert refused.returncode == 1
+    assert "pcr.4\n  found  PCR 4 is" in refused.stderr
+    shown = demo.shell(". .venv/bin/activate && keypeer host show fra-1")
+    assert "pcr.4" in shown.stdout
