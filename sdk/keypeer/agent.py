@@ -226,8 +226,10 @@ class HostAgent:
             answer = await (await self._connected()).release_many(vms, session.name)
         if len(answer.items) != len(vms):
             raise AnswerError("service.answer", f"{len(answer.items)} answers for {len(vms)} VMs")
-        for vm, item in zip(vms, answer.items, strict=True):
+        for number, (vm, item) in enumerate(zip(vms, answer.items, strict=True), start=1):
             released[vm] = _opened(session, vm, item)
+            if number % limits.OPENED_A_TURN == 0:
+                await asyncio.sleep(0)
 
     async def _connected(self) -> AsyncClient:
         if self._client is None:

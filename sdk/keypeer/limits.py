@@ -28,6 +28,7 @@ SECRET_BYTES_MAX = 512  # bytes; the largest plaintext of an RSA-4096 key
 DERIVED_BYTES_MIN = 16  # bytes; AES-128
 DERIVED_BYTES_MAX = 64  # bytes; AES-256-XTS
 SESSION_KEY_BYTES = 32  # bytes; AES-256
+OPENED_A_TURN = 256  # keys of a batch opened before other tasks get their turn; some 10 ms
 WRAPPED_KEY_BYTES_MAX = 72  # bytes; RFC 5649 adds 8 to the largest VM key
 
 # ── the agent's folder ─────────────────────────────────────────────────────────────────────────────────────────
