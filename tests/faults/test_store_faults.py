@@ -233,19 +233,19 @@ async def test_a_full_map_shows_in_every_process(tmp_path: Path) -> None:
             assert other.ask("health") == ""
 
 
-async def test_a_commit_too_big_for_the_room_left_does_not_fail_those_beside_it(tmp_path: Path) -> None:
+async def test_commits_too_big_for_the_room_left_do_not_fail_those_beside_them(tmp_path: Path) -> None:
     async with lmdb_store(tmp_path, map_size=4 * 2**20) as store:
-        big = Commit(puts=[(b"big", bytes(3 * 2**20))], entries=[b"big"])
-        changes = [record(number, 100) for number in range(40)]
-        changes.insert(17, big)
+        big = Commit(puts=[(b"big", bytes(limits.STORE_VALUE_BYTES_MAX))], entries=[b"big"])
+        changes = [big if number in {0, 17, 18, 39} else record(number, 100) for number in range(40)]
         outcomes = await asyncio.gather(*map(store.commit, changes), return_exceptions=True)
-        committed(await store.commit(Commit()))
-        assert isinstance(outcomes[0], Committed)
-        # With the big one tried alone and refused, all others stand.
-        refused = await asyncio.gather(*map(store.commit, [big, *changes[:5], big]), return_exceptions=True)
-        assert all(isinstance(outcome, Committed) for outcome in refused[1:6])
-        assert [item.key for item in await store.scan(b"r")] == [b"r%06d" % number for number in range(40)]
-        await assert_log_holds(store)
+        for change, outcome in zip(changes, outcomes, strict=True):
+            if change is big:
+                assert isinstance(outcome, Unavailable)
+                assert outcome.code == "store.full"
+            else:
+                assert isinstance(outcome, Committed)
+        assert len(await store.scan(b"r")) == len(await assert_log_holds(store)) == 36
+        assert await store.get(b"big") is None
 
 
 class SmallDisk(NamedTuple):
