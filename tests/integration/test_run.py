@@ -65,9 +65,8 @@ def once(environment: dict[str, str]) -> tuple[list[str], float]:
 
 def test_once_ends_with_one_granted_and_one_denied(environment: dict[str, str]) -> None:
     lines, _ = once(environment)
-    assert re.fullmatch(
-        r"GRANTED host=fra-1 vm=demo-vm country=DE policy=eu-production check-value=[0-9a-f]{8}", lines[0]
-    )
+    granted = r"GRANTED host=fra-1 vm=demo-vm country=DE policy=eu-production check-value=[0-9a-f]{8}"
+    assert re.fullmatch(granted, lines[0])
     assert lines[1] == (
         "DENIED  host=iad-1 vm=demo-vm geo.country: host iad-1 is tagged US; policy eu-production allows DE, FR, NL"
     )

@@ -480,7 +480,7 @@ class AuditView(Answer, frozen=True, kw_only=True):
     code: str = ""
     reasons: tuple[ReasonView, ...] = ()
     facts: dict[str, str | int | bool | list[str]] = {}
-    link: Sha256Hex = ""
+    link: Sha256Hex
 
 
 class AuditPage(Answer, frozen=True, kw_only=True):
