@@ -52,13 +52,10 @@ class LmdbStore:
     # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def get(self, key: bytes) -> Item | None:
-        return (await self.get_many((key,)))[0]
+        return item(key, self._place.rows((key,))[0])
 
     async def get_many(self, keys: Sequence[bytes]) -> list[Item | None]:
-        with self._place.snapshot() as (txn, tables):
-            records = tables.records
-            # LMDB takes no empty key, and none is ever stored.
-            return [item(key, txn.get(key, db=records)) if key else None for key in keys]
+        return list(map(item, keys, self._place.rows(keys)))
 
     async def scan(self, prefix: bytes, after: bytes = b"", limit: int = limits.PAGE_DEFAULT) -> list[Item]:
         with self._place.snapshot() as (txn, tables), txn.cursor(db=tables.records) as cursor:

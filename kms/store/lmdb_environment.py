@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,6 +58,16 @@ class LmdbEnvironment:
             try:
                 with self.env.begin() as txn:
                     yield txn, self.tables
+            except lmdb.Error as error:
+                raise self.unavailable(error) from None
+
+    def rows(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Rows of ``records``, None where there is none. As ``snapshot`` does it, at half the cost."""
+        with self._lock:
+            try:
+                with self.env.begin(db=self.tables.records) as txn:
+                    get = txn.get
+                    return [get(key) if key else None for key in keys]  # LMDB takes no empty key; none is ever stored
             except lmdb.Error as error:
                 raise self.unavailable(error) from None
 
