@@ -33,6 +33,7 @@ PAGE_DEFAULT = 100  # items
 PAGE_MAX = 1000  # items
 LISTEN_BACKLOG = 1024  # connections that wait while a worker restarts
 KEEPALIVE_S = 300  # seconds; ten attestation intervals, so that a steady agent never handshakes anew
+RETRY_AFTER_S = 1  # seconds; a worker is replaced within one
 SHUTDOWN_GRACE_S = 10  # seconds that open requests have after SIGTERM
 IDENTITY_CACHE_MAX = 65_536  # client certificates parsed once each, about 1 KB
 

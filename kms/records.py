@@ -20,7 +20,7 @@ from keypeer.wire.encoding import field
 from keypeer.wire.messages import PolicyDocument
 from kms import domain, limits
 from kms.custody.port import Custody, KeyRecord, MacValue
-from kms.errors import Unavailable
+from kms.errors import BadRequest, Unavailable
 from kms.policy.model import Policy, compile_policy
 from kms.store.port import Check, Item, Store
 
@@ -146,12 +146,16 @@ class Records:
         fresh = [item for item in items if (item.key, item.value) not in self._verified]
         if not fresh:
             return
-        if any(len(item.value) <= _HEAD_BYTES for item in fresh):
-            raise tampered(fresh[0].key)
-        macs = await self._custody.mac(
-            [_mac_input(item.key, item.value[_HEAD_BYTES:]) for item in fresh],
-            [int.from_bytes(item.value[:4], "big") for item in fresh],
-        )
+        for item in fresh:
+            if len(item.value) <= _HEAD_BYTES or not any(item.value[:4]):  # version 0 would mean the current one
+                raise tampered(item.key)
+        try:
+            macs = await self._custody.mac(
+                [_mac_input(item.key, item.value[_HEAD_BYTES:]) for item in fresh],
+                [int.from_bytes(item.value[:4], "big") for item in fresh],
+            )
+        except BadRequest:  # a MAC key version that no service writes
+            raise tampered(fresh[0].key) from None
         for item, expected in zip(fresh, macs, strict=True):
             if not hmac.compare_digest(item.value[4:_HEAD_BYTES], expected.mac):
                 raise tampered(item.key)

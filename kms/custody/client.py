@@ -131,7 +131,7 @@ class HsmClient:
 
     def __init__(self, sockets: Sequence[Path]) -> None:
         self._sockets = tuple(sockets)
-        self._connections: dict[str, _Connection] = {}
+        self._connections: dict[Path, _Connection] = {}
         self._queue: deque[_Job] = deque()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -177,8 +177,10 @@ class HsmClient:
 
     async def health(self) -> tuple[WorkerHealth, ...]:
         return tuple(
-            self._connections[name].health if name in self._connections else WorkerHealth(name, False, "not running")
-            for name in (path.name for path in self._sockets)
+            self._connections[path].health
+            if path in self._connections
+            else WorkerHealth(path.name, healthy=False, reason="not running")
+            for path in self._sockets
         )
 
     # ── queue and frames ───────────────────────────────────────────────────────────────────────────────────────
@@ -256,10 +258,10 @@ class HsmClient:
             except OSError:
                 await asyncio.sleep(limits.HSM_RECONNECT_S)
                 continue
-            self._connections[path.name] = connection
+            self._connections[path] = connection
             self._ping(connection)
             await connection.closed
-            del self._connections[path.name]
+            del self._connections[path]
 
     def _ping(self, connection: _Connection) -> None:
         if connection.frames < limits.HSM_FRAMES_IN_FLIGHT:

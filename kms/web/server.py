@@ -104,7 +104,10 @@ def _status(route: Route, answer: Any) -> int:
 def _problem(error: KeypeerError, request: web.Request) -> web.Response:
     log = _log.warning if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else _log.info
     log("refused", method=request.method, path=request.path, code=error.code, detail=error.detail)
-    return web.Response(body=_encode(problem(error)), status=error.status, content_type=CONTENT_TYPE)
+    headers = {}
+    if error.status == HTTPStatus.SERVICE_UNAVAILABLE and error.code != "store.unknown":
+        headers["Retry-After"] = str(limits.RETRY_AFTER_S)  # says too that nothing was changed
+    return web.Response(body=_encode(problem(error)), status=error.status, headers=headers, content_type=CONTENT_TYPE)
 
 
 @web.middleware

@@ -229,6 +229,19 @@ def test_no_web_worker_ever_holds_a_released_key(service: Service) -> None:
         assert [key for key in keys if key in memory or key[:32] in memory] == []
 
 
+def test_a_copy_of_the_database_holds_no_key(service: Service) -> None:
+    """Attack: somebody copies the store, the settings and the logs."""
+    create_vm(service, "vm")
+    host = good_host(service, "host")
+    host.attest()
+    key = host.release("vm")
+    copied = b"".join(path.read_bytes() for path in service.folder.rglob("*") if path.is_file())
+    assert b"vm/vm" in copied, "the copy holds the record"
+    assert key not in copied
+    assert key[:32] not in copied
+    assert key[32:] not in copied
+
+
 def read_memory(pid: int) -> bytes:
     """All readable private memory of a process. Workers aren't dumpable, so this takes root."""
     memory = bytearray()

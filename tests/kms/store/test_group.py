@@ -131,6 +131,26 @@ async def test_an_error_nobody_foresaw_answers_its_group_and_the_next_one_is_ser
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_without_any_thread_callers_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    disk = Disk()
+    async with writer(disk) as submit:
+        disk.faults = [raises(ZeroDivisionError())]
+        disk.open.clear()
+        first = submit(entry(1))
+        await asyncio.sleep(0.05)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            disk.open.set()
+            assert await first == Unknown(b"1")
+            await asyncio.sleep(0.05)
+            with pytest.raises(Unavailable, match="no writer"):
+                await submit(entry(2))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_closing_ends_although_the_last_group_failed() -> None:
     disk = Disk()
     async with writer(disk) as submit:

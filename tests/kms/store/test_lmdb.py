@@ -206,6 +206,9 @@ class TestErrors:
             with pytest.raises(Unavailable) as caught:
                 await put(small, (b"k", bytes(2**20)))
             assert caught.value.code == "store.full"
+            health = await small.health()
+            assert not health.ok
+            assert health.used_bytes <= health.capacity_bytes
 
 
 class TestGroups:
