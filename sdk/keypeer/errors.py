@@ -7,6 +7,8 @@
     │   └── ReleaseForged   an answer that the HSM didn't make for this host, session and VM
     ├── TpmError            the TPM said no, or there is none (tpm.*)
     └── StateError          the agent's folder, or an argument that can't be right
+
+Codes are stable; details are for people.
 """
 
 from __future__ import annotations
