@@ -82,6 +82,8 @@ class GroupWriter:
         """The outcome, once it is durable."""
         if self._closed:
             raise Unavailable("store.unavailable", "the store is closed", hint="the service is stopping")
+        if not self._thread.is_alive():  # it failed, and the system refused another one
+            raise Unavailable("store.unavailable", "the store has no writer", hint="restart the service")
         future: asyncio.Future[Outcome] = self._loop.create_future()
         self._waiting.put(_Pending(change, size, future))
         return await future
@@ -106,14 +108,17 @@ class GroupWriter:
             while group.wait():
                 self._busy_since = time.monotonic()
                 results = self._write(group.take)
-                self._answer(list(zip(group.pending, results, strict=True)))
+                answers = list(zip(group.pending, results, strict=True))
                 self._busy_since = None
+                self._answer(answers)
                 group.pending = []
         finally:
             if group.pending:
                 self._busy_since = None
-                self._start()
-                self._answer([(pending, Unknown(pending.change.op_id)) for pending in group.pending])
+                try:
+                    self._start()
+                finally:  # even where the system refuses another thread
+                    self._answer([(pending, Unknown(pending.change.op_id)) for pending in group.pending])
 
     def _answer(self, answers: Sequence[tuple[_Pending, Result]]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more

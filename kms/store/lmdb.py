@@ -18,7 +18,7 @@ from kms.errors import KeypeerError, Unavailable
 from kms.store.bounds import check_sizes
 from kms.store.group import GroupWriter
 from kms.store.lmdb_environment import LmdbEnvironment
-from kms.store.lmdb_tables import SCHEMA, item, u64
+from kms.store.lmdb_tables import SCHEMA, VERSION_MAX, item, u64
 from kms.store.lmdb_writer import MEND_SPACE, PROBE, LmdbWriter
 from kms.store.port import (
     Change,
@@ -79,7 +79,7 @@ class LmdbStore:
 
     async def log_read(self, after: int, limit: int) -> list[LogEntry]:
         with self._place.snapshot() as (txn, tables), txn.cursor(db=tables.log) as cursor:
-            if not cursor.set_range(u64(max(after, 0))):
+            if after > VERSION_MAX or not cursor.set_range(u64(max(after, 0))):
                 return []
             return [tables.log_entry(key, row) for key, row in itertools.islice(cursor.iternext(), _page(limit))]
 

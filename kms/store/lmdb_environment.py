@@ -25,6 +25,7 @@ class LmdbEnvironment:
         # Between reads, which run on the event loop's thread, and the writer's reopening.
         self._lock = threading.Lock()
         self.env, self.tables = self._open()
+        self.map_size = self.env.info()["map_size"]  # larger when the store already was
 
     def _open(self) -> tuple[lmdb.Environment, Tables]:
         try:
@@ -43,8 +44,11 @@ class LmdbEnvironment:
             raise self.unavailable(error) from None
         try:
             environment.reader_check()  # frees the slots of killed processes, which would keep old pages from reuse
-            return environment, Tables(environment)
-        except lmdb.Error as error:
+            tables = Tables(environment)
+            for folder in (self.folder, self.folder.parent):
+                _sync_folder(folder)
+            return environment, tables
+        except (lmdb.Error, OSError) as error:
             environment.close()
             raise self.unavailable(error) from None
         except Unavailable:
@@ -107,3 +111,12 @@ class LmdbEnvironment:
         """Reads fail from now on."""
         with self._lock:
             self.env.close()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the names in ``folder`` durable: LMDB syncs its file, not the entry that leads to it (fsync(2))."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

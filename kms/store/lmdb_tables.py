@@ -24,6 +24,7 @@ from kms.store.watch import behind
 
 SCHEMA = b"keypeer-store/1"
 VERSION_BYTES = 8  # big-endian, so that keys sort as numbers do
+VERSION_MAX = 2 ** (8 * VERSION_BYTES) - 1
 LINK_BYTES = len(FIRST)
 
 

@@ -194,7 +194,17 @@ class TestLog:
 
     @pytest.mark.parametrize(
         ("after", "limit", "expected"),
-        [(0, 2, [0, 1]), (3, 10, [3, 4]), (5, 10, []), (99, 1, []), (0, 0, []), (2, -1, []), (-1, 1, [0])],
+        [
+            (0, 2, [0, 1]),
+            (3, 10, [3, 4]),
+            (5, 10, []),
+            (99, 1, []),
+            (0, 0, []),
+            (2, -1, []),
+            (-1, 1, [0]),
+            (2**64, 1, []),
+            (2**99, 1, []),
+        ],
     )
     async def test_pages(self, store: Store, after: int, limit: int, expected: list[int]) -> None:
         await store.commit(Commit(entries=[b"%d" % number for number in range(5)]))
@@ -237,6 +247,18 @@ class TestWatch:
             Change(b"a/1", second, deleted=False),
             Change(b"a/3", third, deleted=True),
         ]
+
+    async def test_a_key_that_changes_again_moves_behind_the_others(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "WATCH_INTERVAL_S", 0.3)  # all in one look
+        watch = store.watch(b"")
+        for key in (b"a", b"b", b"a"):
+            last = (await put(store, (key, b""))).version
+        heard = await told(watch, 1)
+        while heard[-1].version < last:
+            heard += await told(watch, 1)
+        assert heard[-2:] == [Change(b"b", last - 1, deleted=False), Change(b"a", last, deleted=False)]
 
     async def test_a_delete_and_put_of_one_commit_ends_as_a_put(self, store: Store) -> None:
         watch = store.watch(b"a")

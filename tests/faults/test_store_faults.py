@@ -164,16 +164,26 @@ async def test_reads_and_watches_see_what_another_process_acknowledged(tmp_path:
             assert heard == [b"k%d" % number for number in range(100)]
 
 
+async def test_a_process_with_a_smaller_map_hears_of_it(tmp_path: Path) -> None:
+    async with lmdb_store(tmp_path) as store:
+        with worker("obey", tmp_path / "store", MAP_BYTES=str(2**20)) as small:
+            assert small.ask("get", "a") == "absent"
+            await put(store, (b"a", bytes(2 * 2**20)))
+            assert small.ask("get", "a") == "store.unavailable"
+            assert small.ask("put", "b", 1) == "store.unavailable"
+            assert "MAP_RESIZED" in small.ask("health")
+        await assert_log_holds(store)
+
+
 async def test_a_process_that_keeps_the_write_lock_shows_in_health(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "STORE_STALL_S", 0.2)
+    monkeypatch.setattr(limits, "STORE_STALL_S", 1.0)
     async with lmdb_store(tmp_path) as store:
         with worker("hold", tmp_path / "store") as holder:
-            waiting = asyncio.ensure_future(store.commit(Commit(entries=[b"waits"])))
-            await asyncio.sleep(0.1)
             assert (await store.health()).ok
-            await asyncio.sleep(0.4)
+            waiting = asyncio.ensure_future(store.commit(Commit(entries=[b"waits"])))
+            await asyncio.sleep(1.1)
             assert "waiting for lock or disk" in (await store.health()).reason
             assert await store.get(b"a") is None  # reads go on
             holder.kill()
@@ -218,7 +228,11 @@ async def test_a_full_map_refuses_whole_commits_and_takes_deletions(tmp_path: Pa
         assert not all(finding.ok for finding in await store.preflight())
         assert await store.get(b"r%06d" % count) is None
         assert len(await assert_log_holds(store)) == count
-        await delete(store, range(count // 2))  # although no other commit finds room
+        # Deletions are taken although nothing else finds room, and beside what finds none.
+        small = Commit(deletes=[b"r%06d" % (count - 1)], entries=[b"deleted"])
+        outcomes = await asyncio.gather(*map(store.commit, [record(count, size), small]), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [Unavailable, Committed]
+        await delete(store, range(count // 2))
         committed(await store.commit(record(count, size)))
         assert (await store.health()).ok
         await assert_log_holds(store)

@@ -12,7 +12,7 @@ import pytest
 from kms import limits
 from kms.errors import Unavailable
 from kms.store.lmdb import LmdbStore
-from kms.store.port import Change, Commit, Committed, Store
+from kms.store.port import Change, Check, Commit, Committed, Conflict, Store
 from kms.store.watch import Watcher
 from tests.support.stores import MAP_BYTES, assert_log_holds, committed, lmdb_store, put
 
@@ -23,6 +23,11 @@ def entries_of(folder: Path) -> dict[str, int]:
         tables = {name: environment.open_db(name.encode(), create=False) for name in ("changes", "operations", "log")}
         with environment.begin() as txn:
             return {name: txn.stat(table)["entries"] for name, table in tables.items()}
+
+
+def newest_transaction(folder: Path) -> int:
+    with lmdb.open(str(folder), readonly=True) as environment:
+        return environment.info()["last_txnid"]
 
 
 async def test_everything_is_there_after_closing_and_opening(tmp_path: Path) -> None:
@@ -217,8 +222,17 @@ class TestGroups:
             count = 400
             await asyncio.gather(*(store.commit(Commit(entries=[b"%d" % n])) for n in range(count)))
             await assert_log_holds(store)
-        with lmdb.open(str(tmp_path / "store"), max_dbs=8, readonly=True) as environment:
-            assert environment.info()["last_txnid"] < count / 4
+        assert newest_transaction(tmp_path / "store") < count / 4
+
+    async def test_what_changes_nothing_writes_nothing(self, tmp_path: Path) -> None:
+        taken = Commit(checks=[Check(b"a", 0)], puts=[(b"a", b"")], op_id=b"op")
+        async with lmdb_store(tmp_path) as store:
+            await store.commit(taken)
+        before = newest_transaction(tmp_path / "store")
+        async with lmdb_store(tmp_path) as store:
+            assert isinstance(await store.commit(taken), Committed)
+            assert await store.commit(Commit(checks=[Check(b"a", 0)])) == Conflict((b"a",))
+        assert newest_transaction(tmp_path / "store") == before
 
     async def test_a_conflict_in_a_group_stops_nobody_else(self, tmp_path: Path) -> None:
         async with lmdb_store(tmp_path) as store:
