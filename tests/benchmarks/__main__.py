@@ -1,0 +1,28 @@
+"""All benchmarks, one after another, with their own defaults.
+
+python -m tests.benchmarks
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+NAMES = ("rewrap", "evidence", "store_load", "releases", "vms_million")
+
+
+def main() -> int:
+    """Runs each in a process of its own, so that none measures another's memory; 1 when any failed."""
+    failed = []
+    for name in NAMES:
+        print(f"── {name} ──", flush=True)
+        if subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}"], check=False).returncode:
+            failed.append(name)
+        print(flush=True)
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

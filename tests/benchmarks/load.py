@@ -1,0 +1,112 @@
+"""A load generator for HTTPS with keep-alive: requests made once, answers looked at no further than their length.
+
+It shares the machine with the service that it loads, so it does as little a request as Python can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+_HEAD_END = b"\r\n\r\n"
+_LENGTH = b"content-length: "
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One run: answers a second, seconds to an answer, and one answer's body."""
+
+    rate: float
+    p50: float
+    p99: float
+    answer: bytes
+
+    def __str__(self) -> str:
+        return f"{self.rate:>8,.0f}/s  p50 {self.p50 * 1000:>7.2f} ms  p99 {self.p99 * 1000:>7.2f} ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A connection to open: the client's TLS context, and the requests to send on it in turn."""
+
+    context: ssl.SSLContext
+    requests: Sequence[bytes]
+
+
+def request(method: str, path: str, body: bytes) -> bytes:
+    """The bytes of one HTTP/1.1 request."""
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+class _Client(asyncio.Protocol):
+    """One connection: the next request as soon as the answer is here, until the time is over."""
+
+    def __init__(self, requests: Sequence[bytes], seconds: float) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.times: list[float] = []
+        self.answer = b""
+        self._requests = requests
+        self._seconds = seconds
+        self._buffer = b""
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def start(self) -> None:
+        self._sent = time.perf_counter()
+        self._end = self._sent + self._seconds
+        self._transport.write(self._requests[0])
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer = self._buffer + data if self._buffer else data
+        head = self._buffer.find(_HEAD_END)
+        if head < 0:
+            return
+        fields = self._buffer[:head].lower()
+        start = fields.index(_LENGTH) + len(_LENGTH)
+        length = int(fields[start:].split(b"\r\n", 1)[0])
+        if len(self._buffer) < head + len(_HEAD_END) + length:
+            return
+        now = time.perf_counter()
+        self.times.append(now - self._sent)
+        good = self._buffer.startswith(b"HTTP/1.1 2")
+        self.answer, self._buffer = self._buffer[head + len(_HEAD_END) :], b""
+        if not good:
+            self.done.set_exception(AssertionError(self.answer.decode()))
+            self._transport.close()
+        elif now < self._end:
+            self._sent = now
+            self._transport.write(self._requests[len(self.times) % len(self._requests)])
+        else:
+            self.done.set_result(None)
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(exc or ConnectionResetError("the service closed the connection"))
+
+
+async def load(port: int, targets: Sequence[Target], seconds: float) -> Figures:
+    """Every target's requests for ``seconds``, all at once, each connection waiting for its answers."""
+    loop = asyncio.get_running_loop()
+    clients = []
+    for target in targets:  # one after another: handshakes aren't what is measured
+        _, client = await loop.create_connection(
+            lambda target=target: _Client(target.requests, seconds),  # type: ignore[misc]  # mypy: lambda default
+            "127.0.0.1", port, ssl=target.context, server_hostname="localhost",
+        )  # fmt: skip
+        clients.append(client)
+    start = time.perf_counter()
+    for client in clients:
+        client.start()
+    await asyncio.gather(*(client.done for client in clients))
+    spent = time.perf_counter() - start
+    times = sorted(one for client in clients for one in client.times)
+    return Figures(len(times) / spent, statistics.median(times), times[int(len(times) * 0.99)], clients[0].answer)
