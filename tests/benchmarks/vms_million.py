@@ -5,7 +5,8 @@
 Keys are made in the HSM by the operator's batch call, 10,000 a request, each batch durable before its answer. The limit
 is the same HSM workers asked for keys alone. Then the service is started anew, and one host, attested afresh, is
 released keys from all over the million: the first answers after a start are timed, not warm ones. Bytes a key are the
-store's file, audit log included. Memory is each web worker's own (USS: without LMDB's pages, which are the system's).
+store's file, audit log included. Memory is each web worker's own: the file's pages, which are the system's
+cache, aren't counted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import uvloop
 
 from kms.app import open_custody
@@ -74,8 +74,9 @@ async def keys_alone(service: Service) -> float:
 
 
 def memory_mib(service: Service) -> list[float]:
-    """Each web worker's own memory."""
-    return [psutil.Process(worker.pid).memory_full_info().uss / 2**20 for worker in service.workers("web")]
+    """Each web worker's own memory (proc(5), RssAnon)."""
+    statuses = [Path(f"/proc/{worker.pid}/status").read_text() for worker in service.workers("web")]
+    return [int(status.partition("RssAnon:")[2].split()[0]) / 1024 for status in statuses]
 
 
 def mib(sizes: list[float]) -> str:
