@@ -99,7 +99,7 @@ call() {
     case $outcome in
         2??\ *) ;;
         *\ application/problem+json*) refused "${outcome%% *}" ;;
-        *) stop 5 service.answer "status ${outcome%% *} and no problem document" "is it the URL of a keypeer service?" ;;
+        *) stop 5 service.answer "status ${outcome%% *} and no problem document" "is that a keypeer service?" ;;
     esac
 }
 
@@ -393,7 +393,7 @@ release() {
         stop 5 release.stale "the lease of VM $vm has ended" "release it again"
     secret=$(unwrap "$key" "$wrapped" | hex)
     size=$((${#secret} / 2))
-    [ "$size" -eq "$(number answer .size)" ] || stop 5 release.size "the key has $size bytes, the release says otherwise"
+    [ "$size" -eq "$(number answer .size)" ] || stop 5 release.size "a key of $size bytes, the release says otherwise"
     if [ $# -eq 2 ]; then
         set -o noclobber
         raw "$secret" >"$(from_here "$2")"

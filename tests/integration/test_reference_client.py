@@ -3,8 +3,10 @@ What another implementation gets must be what the SDK gets."""
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -19,12 +21,14 @@ import pytest
 import keypeer
 from keypeer.tpm import pcr_read
 from keypeer.wire import messages as wire
+from keypeer.wire.canonical import geo_tag_digest, qualifying_data, release_mac_input
 from keypeer.wire.profile import BOOT_PCRS
 from tests.support.service import Service, running_service
 from tests.support.swtpm import SwTpm, ship
 from tests.support.vendor import ek_certificate
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "reference-client.sh"
+DOCUMENT = SCRIPT.with_name("protocol.md")
 TOOLS = ("curl", "jq", "openssl", "swtpm", "tpm2_quote", "xxd")
 POLICY = "reference"
 
@@ -71,6 +75,11 @@ class Client:
     def tagged(self, country: str = "DE") -> None:
         self.service.keypeer("geo-tag", "issue", "--host", self.name, "--country", country, "--place", "Köln")
         self.run("tag")
+
+    def shell(self, lines: str) -> None:
+        """Runs shell lines in the client's folder."""
+        done = self._run(["bash", "-c", lines])
+        assert done.returncode == 0, (done.stdout + done.stderr).decode()
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
         environment = os.environ | {"TPM2TOOLS_TCTI": self.tpm.tcti, "KEYPEER_STATE": str(self.folder / "state")}
@@ -293,3 +302,56 @@ def test_the_baseline_is_the_agents(new_client: NewClient) -> None:
     with client.tpm.open() as tpm:
         values = pcr_read(tpm, "sha256", BOOT_PCRS)
     assert document == {"bank": "sha256", "pcrs": {str(pcr): [value.hex()] for pcr, value in values.items()}}
+
+
+# ── the same in words ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def shell_of(*headings: str) -> str:
+    """The document's shell blocks under these headings, after those of its beginning."""
+    sections = re.split(r"^## (.*)\n", DOCUMENT.read_text(), flags=re.MULTILINE)
+    wanted = [sections[0], *(sections[sections.index(heading) + 1] for heading in headings)]
+    blocks = [block for text in wanted for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+    assert len(blocks) > len(headings)
+    return "".join(blocks)
+
+
+def test_the_documents_shell_lines_lead_to_the_same_key(new_client: NewClient) -> None:
+    client = new_client("by-the-book")
+    service, folder = client.service, client.folder
+    service.keypeer("host", "expect", "by-the-book", "--ek-digest", client.run("ek").decode().strip())
+    service.keypeer("vm", "create", "book", "--policy", POLICY)
+    (folder / "ca.pem").write_bytes(service.ca.read_bytes())
+    # swtpm has no resource manager: what one tool left loaded is flushed before the next.
+    flush = "set -T; trap 'tpm2_flushcontext -t >&2; tpm2_flushcontext -l >&2' DEBUG\n"
+    start = f"set -euo pipefail\nSERVER={service.url} HOST=by-the-book VM=book\n{flush}"
+    client.shell(start + shell_of("Enrol"))
+    service.keypeer("geo-tag", "issue", "--host", "by-the-book", "--country", "DE")
+    client.shell(start + shell_of("Tag", "Attest", "Release"))
+    key = (folder / "vm.key").read_bytes()
+    client.enrol()
+    client.run("tag")
+    client.run("attest")
+    assert client.run("release", "book") == key
+
+
+def test_the_documents_examples_are_what_the_code_makes() -> None:
+    qualifying = qualifying_data(
+        nonce=bytes(range(32)),
+        host="fra-1",
+        client_certificate=b"cert",
+        binding_name=b"\x00\x0b" + b"\xaa" * 32,
+        purpose="attest",
+    )
+    message = release_mac_input(
+        vm="web-1",
+        key_version=1,
+        generation=2,
+        host="fra-1",
+        session=bytes(range(16)),
+        lease_expires=1_800_000_000,
+        wrapped=b"\xbb" * 40,
+    )
+    mac = hmac.digest(b"\xcc" * 32, message, "sha256")
+    found = dict(re.findall(r"^    (qualifyingData|digest|mac) +([0-9a-f]{64})$", DOCUMENT.read_text(), re.MULTILINE))
+    assert found == {"qualifyingData": qualifying.hex(), "digest": geo_tag_digest(b"{}").hex(), "mac": mac.hex()}
