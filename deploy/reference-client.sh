@@ -373,6 +373,7 @@ release() {
     # The VM that is asked for goes into the URL and into the MAC; never the name in the answer.
     [[ $vm =~ ^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$ ]] || stop 3 input.invalid "$vm is no VM's name"
     [ $# -eq 2 ] || [ ! -t 1 ] || stop 2 usage "a key doesn't belong on a terminal" "name a file"
+    [ $# -eq 1 ] || [ ! -e "$(from_here "$2")" ] || stop 3 input.exists "$2 is there already" "name a new file"
     as_host
     [ -f session.json ] || stop 3 session.missing "there is no session" "run: reference-client.sh attest"
     jq '{session: .session.session}' session.json >request

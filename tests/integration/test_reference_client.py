@@ -172,7 +172,7 @@ def test_what_it_keeps_is_its_users_alone_and_holds_no_key(new_client: NewClient
 def test_a_key_never_overwrites_a_file(new_client: NewClient) -> None:
     client = good_client(new_client, "careful")
     (client.folder / "precious").write_text("mine")
-    assert client.try_("release", "careful", "precious").returncode != 0
+    assert "error: input.exists: " in client.refused("release", "careful", "precious", code=3)
     assert (client.folder / "precious").read_text() == "mine"
 
 
