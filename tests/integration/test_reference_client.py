@@ -316,18 +316,29 @@ def shell_of(*headings: str) -> str:
     return "".join(blocks)
 
 
+def flushing_tools(folder: Path, names: set[str]) -> Path:
+    """The same tools, each flushing what it left loaded: a resource manager would, which swtpm hasn't."""
+    folder.mkdir()
+    flush = shutil.which("tpm2_flushcontext")
+    for name in names - {"tpm2_flushcontext"}:
+        tool = folder / name
+        tool.write_text(f'#!/bin/sh\n{shutil.which(name)} "$@" || exit\n{flush} -t >&2\n{flush} -l >&2\n')
+        tool.chmod(0o700)
+    return folder
+
+
 def test_the_documents_shell_lines_lead_to_the_same_key(new_client: NewClient) -> None:
     client = new_client("by-the-book")
     service, folder = client.service, client.folder
     service.keypeer("host", "expect", "by-the-book", "--ek-digest", client.run("ek").decode().strip())
     service.keypeer("vm", "create", "book", "--policy", POLICY)
     (folder / "ca.pem").write_bytes(service.ca.read_bytes())
-    # swtpm has no resource manager: what one tool left loaded is flushed before the next.
-    flush = "set -T; trap 'tpm2_flushcontext -t >&2; tpm2_flushcontext -l >&2' DEBUG\n"
-    start = f"set -euo pipefail\nSERVER={service.url} HOST=by-the-book VM=book\n{flush}"
-    client.shell(start + shell_of("Enrol"))
+    lines = shell_of("Enrol"), shell_of("Tag", "Attest", "Release")
+    client.programs = flushing_tools(folder / "programs", set(re.findall(r"tpm2_[a-z]+", "".join(lines))))
+    start = f"set -euo pipefail\nSERVER={service.url} HOST=by-the-book VM=book\n"
+    client.shell(start + lines[0])
     service.keypeer("geo-tag", "issue", "--host", "by-the-book", "--country", "DE")
-    client.shell(start + shell_of("Tag", "Attest", "Release"))
+    client.shell(start + lines[1])
     key = (folder / "vm.key").read_bytes()
     client.enrol()
     client.run("tag")
