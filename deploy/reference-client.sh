@@ -266,6 +266,7 @@ enrol() {
     jq --null-input --arg enrolment "$token" --arg secret "$(b64 <secret)" '$ARGS.named' >request
     call POST /v1/activations request
     get answer .certificate >host.crt
+    unb64 "$(get answer .session_key)" | openssl pkey -pubin -inform DER -out session-key.pem
     rm -f secret session.json
     say "host $3 is $(get answer .status); EK digest $(get answer .ek_digest)"
 }
@@ -342,11 +343,29 @@ attest() {
     call POST /v1/attestations request
     [ "$(get answer .session.binding_name)" = "$(raw "$name" | b64)" ] ||
         stop 5 session.binding "the session is for another binding key than this TPM's"
+    check_grant
     # Deadlines are the service's clock's. What it showed, less our uptime, tells its time later without our wall clock.
     jq --arg bound "$bound" --argjson offset $(($(number answer .appraisal.appraised_at) - $(uptime_s))) \
         '. + {bound: $bound, clock_offset: $offset}' answer >session.json
     say "$(get answer '"host \(.appraisal.host) is good: \(.appraisal.baselines | join(", ")); " +
         (if .appraisal.geo then "\(.appraisal.geo.country) \(.appraisal.geo.place)" else "no place" end)')"
+}
+
+# The HSM's signature over what it made for the session. The binding key is public: without this check any process before
+# the HSM could make up session keys.
+check_grant() {
+    local message part
+    message=$(text keypeer/grant/v1)$(field "$(unb64 "$(get answer .session.session)" | hex)")$(field "$(text "$HOST")")
+    message+=$(field "$(unb64 "$(get answer .session.binding_name)" | hex)")
+    message+=$(field "$(text "$(get answer .session.oaep_hash)")")
+    for part in encapsulated_key wrapped_mac_key; do
+        message+=$(field "$(unb64 "$(get answer ".session.$part")" | hex)")
+    done
+    raw "$message" >grant
+    unb64 "$(get answer .session.signature)" >grant.signature
+    openssl dgst -sha256 -verify session-key.pem -signature grant.signature grant >/dev/null 2>&1 ||
+        stop 5 session.signature "the session isn't what the HSM made for host $HOST" \
+            "after a new HSM enrol again; else the service or something before it is tampering"
 }
 
 uptime_s() { cut -d . -f 1 /proc/uptime; }
@@ -386,7 +405,8 @@ release() {
     # What the HSM MACed: every field by which one key could be taken for another.
     message=$(text keypeer/release/v1)$(field "$(text "$vm")")
     message+=$(printf '%08x%016x' "$(number answer .version)" "$(number answer .generation)")
-    message+=$(field "$(text "$HOST")")$(field "$session")$(printf '%016x' "$expires")$(field "$wrapped")
+    message+=$(field "$(text "$HOST")")$(field "$session")
+    message+=$(printf '%016x%08x' "$expires" "$(number answer .grace)")$(field "$wrapped")
     [ "$(hmac "$mac_key" "$message")" = "$(unb64 "$(get answer .mac)" | hex)" ] ||
         stop 5 release.mac "the release isn't what the HSM made for VM $vm, host $HOST and this session" \
             "attest again; if it stays, the service or something before it is tampering"

@@ -13,6 +13,7 @@ KEY_RECORD_LABEL: Final = b"keypeer/key-record/v1"
 SESSION_LABEL: Final = b"keypeer/session/v1"
 MAC_LABEL: Final = b"keypeer/mac/v1"
 RELEASE_LABEL: Final = b"keypeer/release/v1"
+GRANT_LABEL: Final = b"keypeer/grant/v1"
 _FIELD_BYTES_MAX: Final = 0xFFFF  # bytes; the length is a u16
 
 
@@ -51,15 +52,38 @@ def session_bytes(
     )
 
 
+def grant_bytes(
+    session: bytes, host: str, binding_name: bytes, oaep_hash: str, encapsulated_key: bytes, wrapped_mac_key: bytes
+) -> bytes:
+    """Under the session key pair's signature: what the host checks before it lets its TPM open a session key."""
+    return (
+        GRANT_LABEL
+        + field(session)
+        + field(host.encode())
+        + field(binding_name)
+        + field(oaep_hash.encode())
+        + field(encapsulated_key)
+        + field(wrapped_mac_key)
+    )
+
+
 def mac_bytes(data: bytes) -> bytes:
     """Under a generic MAC."""
     return MAC_LABEL + data
 
 
 def release_bytes(
-    vm: str, key_version: int, generation: int, host: str, session: bytes, lease_expires: int, wrapped: bytes
+    vm: str,
+    key_version: int,
+    generation: int,
+    host: str,
+    session: bytes,
+    lease_expires: int,
+    grace: int,
+    wrapped: bytes,
 ) -> bytes:
-    """Under the session's MAC key: what the host checks before it uses a released key. Expiry in Unix seconds."""
+    """Under the session's MAC key: what the host checks before it uses a released key. Expiry in Unix seconds, grace in
+    seconds."""
     return (
         RELEASE_LABEL
         + field(vm.encode())
@@ -68,5 +92,6 @@ def release_bytes(
         + field(host.encode())
         + field(session)
         + lease_expires.to_bytes(8, "big")
+        + grace.to_bytes(4, "big")
         + field(wrapped)
     )

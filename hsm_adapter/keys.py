@@ -19,7 +19,13 @@ from hsm_adapter.translate import translated
 
 KEK_LABEL: Final = "keypeer/kek/"
 MAC_LABEL: Final = "keypeer/record-mac/"
-SIGNING_LABELS: Final = {"ca": "keypeer/ca", "geo": "keypeer/geo", "audit": "keypeer/audit"}
+# "session" signs what open_session makes and nothing else: protocol.SigningKey doesn't have it.
+SIGNING_LABELS: Final = {
+    "ca": "keypeer/ca",
+    "geo": "keypeer/geo",
+    "audit": "keypeer/audit",
+    "session": "keypeer/session",
+}
 
 Labelled = dict[str, list[pkcs11.Object]]
 

@@ -69,6 +69,7 @@ class Operations:
             keys.record.host,
             keys.record.session,
             operation.lease_expires,
+            operation.grace,
             wrapped,
         )
         return p.Released(wrapped, fast.hmac(keys.mac_key, released))
@@ -110,11 +111,17 @@ class Operations:
             key = made(fast.generate(mechanisms.AES_KEY_GEN, mechanisms.GENERATE_SESSION_KEY))
             mac_key = made(fast.generate(mechanisms.GENERIC_SECRET_KEY_GEN, mechanisms.GENERATE_SESSION_MAC_KEY))
             encapsulated = fast.wrap(self._capabilities.oaep, public, key)
+            wrapped_mac_key = self._wrap(key, mac_key, 32)
+            oaep_hash = self._capabilities.oaep_hash
+            grant = canonical.grant_bytes(
+                operation.session, operation.host, operation.binding_name, oaep_hash, encapsulated, wrapped_mac_key
+            )
             return p.OpenedSession(
                 record=self._session_record(operation, key, mac_key),
                 encapsulated_key=encapsulated,
-                oaep_hash=self._capabilities.oaep_hash,
-                wrapped_mac_key=self._wrap(key, mac_key, 32),
+                oaep_hash=oaep_hash,
+                wrapped_mac_key=wrapped_mac_key,
+                signature=self._ecdsa("session", grant),
             )
 
     def _session_record(self, operation: p.OpenSession, key: int, mac_key: int) -> p.SessionRecord:
@@ -150,14 +157,18 @@ class Operations:
         return p.MacValue(version, self._fast.hmac(self._token.mac(version), canonical.mac_bytes(operation.data)))
 
     def sign(self, operation: p.Sign) -> p.Signature:
-        """SoftHSM 2.6 has no ECDSA with a hash built in, so SHA-256 runs here: ``data`` is no secret."""
-        key = self._token.keys.signing[operation.key]
+        """By any key that callers may ask for."""
+        if operation.key != "audit":
+            return p.Signature(self._ecdsa(operation.key, operation.data))
         with translated("C_Sign"):
-            if operation.key == "audit":
-                return p.Signature(key.sign(operation.data, mechanism=Number.EDDSA))
-            raw = key.sign(hashlib.sha256(operation.data).digest(), mechanism=Number.ECDSA)
+            return p.Signature(self._token.keys.signing["audit"].sign(operation.data, mechanism=Number.EDDSA))
+
+    def _ecdsa(self, name: str, data: bytes) -> bytes:
+        """SoftHSM 2.6 has no ECDSA with a hash built in, so SHA-256 runs here: ``data`` is no secret."""
+        with translated("C_Sign"):
+            raw = self._token.keys.signing[name].sign(hashlib.sha256(data).digest(), mechanism=Number.ECDSA)
         half = len(raw) // 2  # PKCS #11 v3.0 §2.3.1: r ‖ s of equal length
-        return p.Signature(encode_dss_signature(int.from_bytes(raw[:half], "big"), int.from_bytes(raw[half:], "big")))
+        return encode_dss_signature(int.from_bytes(raw[:half], "big"), int.from_bytes(raw[half:], "big"))
 
     def random(self, operation: p.Random) -> p.RandomBytes:
         """Of the token's own generator."""

@@ -91,12 +91,14 @@ class OpenSession(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Rewrap(Struct, frozen=True, array_like=True, tag=True):
-    """Wrap a VM key for a session, and authenticate the release → :class:`Released`. Expiry in Unix seconds."""
+    """Wrap a VM key for a session, and authenticate the release → :class:`Released`. Expiry in Unix seconds, grace in
+    seconds."""
 
     record: KeyRecord
     session: SessionRecord
     generation: U64
     lease_expires: U64
+    grace: U32
 
 
 class Mac(Struct, frozen=True, array_like=True, tag=True):
@@ -139,12 +141,14 @@ Operation = CreateKey | OpenSession | Rewrap | Mac | Sign | Random | SelfTest | 
 
 class OpenedSession(Struct, frozen=True, array_like=True, tag=True):
     """``encapsulated_key``: RSA-OAEP (``oaep_hash``, empty label) of the session key; ``wrapped_mac_key``: RFC 5649
-    wrap of the MAC key under the session key. Both for the host; ``record`` is for the caller."""
+    wrap of the MAC key under the session key; ``signature``: the session key pair's over both (canonical.grant_bytes),
+    DER. All for the host; ``record`` is for the caller."""
 
     record: SessionRecord
     encapsulated_key: bytes
     oaep_hash: str
     wrapped_mac_key: bytes
+    signature: bytes
 
 
 class Released(Struct, frozen=True, array_like=True, tag=True):

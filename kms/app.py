@@ -68,6 +68,7 @@ async def open_context(home: Home) -> AsyncIterator[Context]:
             vendor_cas=read_vendor_cas(home),
             ca=ssl.PEM_cert_to_DER_cert((home.tls / "ca.pem").read_text("ascii")),
             geo_key=description.public_keys["geo"],
+            session_key=description.public_keys["session"],
         )
 
 

@@ -152,6 +152,7 @@ class AttestationSession(Record, frozen=True):
     encapsulated_key: bytes
     oaep_hash: Literal["sha1", "sha256"]
     wrapped_mac_key: bytes
+    signature: bytes
 
 
 class KeyAttributes(Record, frozen=True):

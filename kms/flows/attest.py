@@ -196,6 +196,7 @@ async def _session(
         encapsulated_key=opened.encapsulated_key,
         oaep_hash="sha256" if opened.oaep_hash == "sha256" else "sha1",
         wrapped_mac_key=opened.wrapped_mac_key,
+        signature=opened.signature,
     )
 
 
@@ -213,6 +214,7 @@ def _grant_view(session: AttestationSession) -> SessionGrant:
         encapsulated_key=b64encode(session.encapsulated_key),
         oaep_hash=session.oaep_hash,
         wrapped_mac_key=b64encode(session.wrapped_mac_key),
+        signature=b64encode(session.signature),
     )
 
 

@@ -52,6 +52,7 @@ class Context:
     vendor_cas: VendorCas
     ca: bytes
     geo_key: bytes
+    session_key: bytes
 
     def now(self) -> int:
         """The time, in whole Unix seconds."""

@@ -200,7 +200,7 @@ async def _rewrap(
         return []
     sealed = _session_record.decode(session.custody)
     results = await ctx.custody.rewrap(
-        [Rewrap(plan.record, sealed, plan.lease.generation, plan.lease.expires_at) for plan in plans]
+        [Rewrap(plan.record, sealed, plan.lease.generation, plan.lease.expires_at, plan.policy.grace) for plan in plans]
     )
     granted = []
     for plan, result in zip(plans, results, strict=True):

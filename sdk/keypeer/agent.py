@@ -15,7 +15,7 @@ from keypeer import collect, limits
 from keypeer.client import AsyncClient
 from keypeer.errors import AnswerError, ProblemError, StateError, TpmError
 from keypeer.identity import signing_request
-from keypeer.session import Session, uptime
+from keypeer.session import Session, decoded, uptime
 from keypeer.state import AgentState
 from keypeer.tpm import Tpm, pcr_read
 from keypeer.vmkey import VmKey
@@ -74,6 +74,7 @@ class HostAgent:
             async with AsyncClient(settings.server, ca=self.state.ca) as client:
                 proof = await self._at_tpm(collect.activate, await client.enrol(request))
                 result = await client.activate(proof)
+            self.state.save_session_key(decoded(result.session_key, "session_key"))
             self.state.save_certificate(result.certificate)
             await self._disconnect()
             return result

@@ -13,7 +13,7 @@ from typing import Any
 from keypeer import tpm as tpms
 from keypeer.errors import AnswerError, TpmError
 from keypeer.locked import LockedBytes
-from keypeer.session import decoded
+from keypeer.session import check_grant, decoded
 from keypeer.state import AgentState
 from keypeer.tpm.binding import loaded_binding_key, storage_key
 from keypeer.wire.canonical import geo_tag_digest, qualifying_data
@@ -149,10 +149,12 @@ def _certified(tpm: tpms.Tpm, ak: Any, binding: tpms.BindingBlob, qualifying: by
 
 def open_session(tpm: tpms.Tpm, state: AgentState, challenge: Challenge, grant: SessionGrant) -> LockedBytes:
     """The session key. ``challenge`` is the one that the grant answers. Raises TpmError ``tpm.policy`` when a boot PCR
-    moved in between, AnswerError when the grant is for another binding key."""
+    moved in between, AnswerError when the grant is for another binding key, ReleaseForged ``session.signature`` when
+    the HSM didn't make it."""
     binding = state.binding()
     if binding is None or b64encode(binding.name) != grant.binding_name:
         raise AnswerError("session.binding", "the session is for another binding key than this TPM's", "attest again")
+    check_grant(grant, state.settings.host, state.session_key())
     return tpms.rsa_decrypt(
         tpm,
         binding,

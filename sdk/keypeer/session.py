@@ -1,5 +1,6 @@
 """An attestation session on the host's side: opens releases, and refuses those that the HSM didn't make for it.
 
+The HSM signs what it makes for a session (canonical.grant_preimage) under a key that the host pinned when it enrolled.
 The session key comes out of the TPM, the MAC key wrapped under it. A release counts only if its MAC names the VM *that
 was asked for*, this host and this session (canonical.release_mac_input): nobody between HSM and host can swap keys.
 """
@@ -11,12 +12,17 @@ import time
 from types import TracebackType
 from typing import Self
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
 from keypeer import limits
 from keypeer.errors import AnswerError, ReleaseForged
 from keypeer.keywrap import Unwrapper
 from keypeer.locked import LockedBytes
 from keypeer.vmkey import VmKey
-from keypeer.wire.canonical import release_mac_input
+from keypeer.wire.canonical import grant_preimage, release_mac_input
 from keypeer.wire.encoding import WireError, b64decode
 from keypeer.wire.messages import Release, SessionGrant
 
@@ -96,6 +102,7 @@ class Session:
                 host=self.host,
                 session=self._id,
                 lease_expires=release.lease_expires_at,
+                grace=release.grace,
                 wrapped=wrapped,
             )
         except OverflowError:
@@ -123,6 +130,30 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def check_grant(grant: SessionGrant, host: str, session_key: bytes) -> None:
+    """Raises ReleaseForged ``session.signature`` unless the HSM of ``session_key`` (SPKI DER) made ``grant`` for
+    ``host``."""
+    message = grant_preimage(
+        session=decoded(grant.session, "session.session"),
+        host=host,
+        binding_name=decoded(grant.binding_name, "session.binding_name"),
+        oaep_hash=grant.oaep_hash,
+        encapsulated_key=decoded(grant.encapsulated_key, "session.encapsulated_key"),
+        wrapped_mac_key=decoded(grant.wrapped_mac_key, "session.wrapped_mac_key"),
+    )
+    try:
+        key = load_der_public_key(session_key)
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ValueError("not an EC key")
+        key.verify(decoded(grant.signature, "session.signature"), message, ec.ECDSA(hashes.SHA256()))
+    except (ValueError, InvalidSignature):
+        raise ReleaseForged(
+            "session.signature",
+            f"the session isn't what the HSM made for host {host} under the key that was pinned at enrolment",
+            "after a new HSM enrol again; else the service or something before it is tampering",
+        ) from None
 
 
 def decoded(text: str, where: str) -> bytes:

@@ -3,6 +3,7 @@
 agent.toml          server, host, tcti
 ca.crt              who signs the service's certificate
 host.key host.crt   the host's TLS identity: EC P-256, made at enrolment
+session-key.der     under which the HSM signs sessions, pinned at enrolment (SPKI)
 binding.pub .priv   the binding key's TPM2B_PUBLIC and TPM2B_PRIVATE; only this host's TPM can load it
 geo-tag.json        the current geo-tag as the service signed it
 lock                held while a process of this agent is at the TPM
@@ -110,6 +111,14 @@ class AgentState:
     def save_certificate(self, pem: str) -> None:
         """Keeps the certificate that an enrolment gave."""
         self._write("host.crt", pem.encode())
+
+    def session_key(self) -> bytes:
+        """The public key under which the HSM signs sessions (SPKI DER). Raises StateError ``state.missing``."""
+        return _read(self.folder / "session-key.der", "no enrolment has pinned the HSM's session key")
+
+    def save_session_key(self, spki: bytes) -> None:
+        """Pins the HSM's session key."""
+        self._write("session-key.der", spki)
 
     # ── what belongs to the TPM ────────────────────────────────────────────────────────────────────────────────
 

@@ -91,7 +91,7 @@ def rows(client: hsm.Client, engine: Engine) -> dict[str, Callable[[float], floa
     record = client.one(p.CreateKey(p.NewKey("vm-1", 1, 64, bytes(32))), p.KeyRecord)
     create, open_session = p.CreateKey(p.NewKey("vm-1", 1, 64, bytes(32))), host.open_session(os.urandom(16))
     opened = client.one(open_session, p.OpenedSession)
-    rewrap = p.Rewrap(record, opened.record, 1, 2_000_000_000)
+    rewrap = p.Rewrap(record, opened.record, 1, 2_000_000_000, 300)
     released = client.one(rewrap, p.Released)
     assert len(host.vm_key(opened, rewrap, released)) == 64
     assert engine.execute(rewrap) == released

@@ -27,11 +27,15 @@ TABLE = {
         canonical.session_bytes(b"s" * 16, "fra-1", b"\x00\x0b\x11", 1, b"\x02", b"\x03\x04"),
         '"keypeer/session/v1" 0010 "ssssssssssssssss" 0005 "fra-1" 0003 000b11 00000001 0001 02 0002 0304',
     ),
+    "grant": (
+        canonical.grant_bytes(b"s" * 16, "fra-1", b"\x00\x0b", "sha1", b"\x02", b"\x03\x04"),
+        '"keypeer/grant/v1" 0010 "ssssssssssssssss" 0005 "fra-1" 0002 000b 0004 "sha1" 0001 02 0002 0304',
+    ),
     "mac": (canonical.mac_bytes(b"\x00\xff"), '"keypeer/mac/v1" 00ff'),
     "release": (
-        canonical.release_bytes("vm-1", 7, 2, "fra-1", b"s" * 16, 2_000_000_000, b"\x09"),
+        canonical.release_bytes("vm-1", 7, 2, "fra-1", b"s" * 16, 2_000_000_000, 300, b"\x09"),
         '"keypeer/release/v1" 0004 "vm-1" 00000007 0000000000000002 0005 "fra-1" 0010 "ssssssssssssssss" '
-        "0000000077359400 0001 09",
+        "0000000077359400 0000012c 0001 09",
     ),
 }
 
@@ -64,6 +68,16 @@ def test_the_release_bytes_are_those_the_sdk_checks() -> None:
         "host": "fra-1",
         "session": bytes(range(16)),
         "lease_expires": 1_900_000_000,
+        "grace": 2**32 - 1,
         "wrapped": bytes(72),
     }
     assert canonical.release_bytes(**facts) == wire.release_mac_input(**facts)
+    grant: dict[str, Any] = {
+        "session": bytes(range(16)),
+        "host": "fra-ü",
+        "binding_name": b"\x00\x0b" + bytes(32),
+        "oaep_hash": "sha256",
+        "encapsulated_key": bytes(256),
+        "wrapped_mac_key": bytes(40),
+    }
+    assert canonical.grant_bytes(**grant) == wire.grant_preimage(**grant)

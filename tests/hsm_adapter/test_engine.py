@@ -33,7 +33,7 @@ def session_objects():
     return sorted(k.handle for k in token().session.get_objects({{Attribute.TOKEN: False}}))
 
 record = run(p.CreateKey(p.NewKey("vm-1", 1, 64, b"")), p.KeyRecord)
-granted = p.Rewrap(record, open_session(), 1, 2_000_000_000)
+granted = p.Rewrap(record, open_session(), 1, 2_000_000_000, 300)
 """
 
 

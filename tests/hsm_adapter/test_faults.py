@@ -48,7 +48,9 @@ def reason(client: hsm.Client) -> str:
 def release(client: hsm.Client, host: hsm.Host) -> p.Rewrap:
     """A release that is granted on this token."""
     record = client.one(p.CreateKey(p.NewKey("vm-1", 1, 64, b"")), p.KeyRecord)
-    return p.Rewrap(record, client.one(host.open_session(os.urandom(16)), p.OpenedSession).record, 1, 2_000_000_000)
+    return p.Rewrap(
+        record, client.one(host.open_session(os.urandom(16)), p.OpenedSession).record, 1, 2_000_000_000, 300
+    )
 
 
 def events(worker: hsm.RunningWorker) -> list[str]:

@@ -20,7 +20,7 @@ SESSION = p.SessionRecord(bytes(16), "fra-1", b"\x00\x0b", 1, 1, bytes(40), byte
 OPERATIONS: tuple[p.Operation, ...] = (
     p.CreateKey(p.NewKey("vm-1", 0, 32, b"")),
     p.OpenSession(bytes(16), "fra-1", b"\x00\x0b", bytes(256), 65537),
-    p.Rewrap(RECORD, SESSION, 2**64 - 1, 0),
+    p.Rewrap(RECORD, SESSION, 2**64 - 1, 0, 2**32 - 1),
     p.Mac(b"data"),
     p.Sign("geo", b"data"),
     p.Random(1),
@@ -30,7 +30,7 @@ OPERATIONS: tuple[p.Operation, ...] = (
 )
 RESULTS: tuple[p.Result, ...] = (
     RECORD,
-    p.OpenedSession(SESSION, bytes(256), "sha1", bytes(40)),
+    p.OpenedSession(SESSION, bytes(256), "sha1", bytes(40), bytes(70)),
     p.Released(bytes(72), bytes(32)),
     p.SelfTestResult(True, "", "rfc5649", {1: b"abc"}),
     p.OperationError("hsm.session", "detail", True),
@@ -53,7 +53,7 @@ def test_requests_and_replies_come_back() -> None:
 
 def test_the_wire_order_is_the_fields_order() -> None:
     """Written out once: other implementations rely on it."""
-    assert msgspec.msgpack.decode(framing.encode_request(1, [p.Rewrap(RECORD, SESSION, 5, 6)])[4:]) == [
+    assert msgspec.msgpack.decode(framing.encode_request(1, [p.Rewrap(RECORD, SESSION, 5, 6, 7)])[4:]) == [
         1,
         [
             [
@@ -62,6 +62,7 @@ def test_the_wire_order_is_the_fields_order() -> None:
                 [bytes(16), "fra-1", b"\x00\x0b", 1, 1, bytes(40), bytes(40), bytes(32)],
                 5,
                 6,
+                7,
             ]
         ],
     ]

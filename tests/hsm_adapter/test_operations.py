@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
@@ -37,11 +38,28 @@ def test_the_host_opens_the_released_key(client: hsm.Client, host: hsm.Host, siz
     keys = set()
     for _ in range(2):
         session = opened(client, host)
-        operation = p.Rewrap(record, session.record, 5, 2_000_000_000)
+        operation = p.Rewrap(record, session.record, 5, 2_000_000_000, 300)
         released = client.one(operation, p.Released)
         keys.add(host.vm_key(session, operation, released))
     assert len(keys) == 1, "the same key through both sessions"
     assert len(keys.pop()) == size
+
+
+def test_a_session_is_signed_for_its_host(client: hsm.Client, host: hsm.Host) -> None:
+    public = serialization.load_der_public_key(client.one(p.Describe(), p.Description).public_keys["session"])
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    session = opened(client, host)
+    facts = session.record.session, host.name, host.binding_name, session.oaep_hash
+    made = session.encapsulated_key, session.wrapped_mac_key
+    public.verify(session.signature, canonical.grant_bytes(*facts, *made), ec.ECDSA(hashes.SHA256()))
+    forged = canonical.grant_bytes(*facts, opened(client, host).encapsulated_key, session.wrapped_mac_key)
+    with pytest.raises(InvalidSignature):
+        public.verify(session.signature, forged, ec.ECDSA(hashes.SHA256()))
+
+
+def test_nobody_may_ask_for_signatures_of_the_session_key(client: hsm.Client) -> None:
+    error = client.one(p.Sign("session", b"keypeer/grant/v1"), p.OperationError)  # type: ignore[arg-type]  # the attack
+    assert error.code == "hsm.bad_request"
 
 
 def test_another_host_cannot_open_a_session(client: hsm.Client, host: hsm.Host) -> None:
@@ -59,7 +77,7 @@ def test_a_session_reopened_under_its_id_serves_both_records(client: hsm.Client,
     record, name = created(client), os.urandom(16)
     first, second = opened(client, host, name), opened(client, host, name)
     for session in (first, second, first):
-        operation = p.Rewrap(record, session.record, 1, 2_000_000_000)
+        operation = p.Rewrap(record, session.record, 1, 2_000_000_000, 300)
         assert len(host.vm_key(session, operation, client.one(operation, p.Released))) == 64
 
 
@@ -127,10 +145,10 @@ def test_ping_and_describe(client: hsm.Client, worker: hsm.RunningWorker) -> Non
     assert (description.module, description.token_label) == (hsm.MODULE, hsm.LABEL)
     assert (description.oaep_hash, description.key_wrap) == ("sha1", "AES_KEY_WRAP_PAD"), "SoftHSM 2.6"
     assert (description.kek_versions, description.mac_key_versions) == ((1,), (1,))
-    assert set(description.public_keys) == {"ca", "geo", "audit"}
+    assert set(description.public_keys) == {"ca", "geo", "audit", "session"}
 
 
 def test_one_bad_operation_never_fails_its_neighbours(client: hsm.Client, host: hsm.Host) -> None:
-    good = p.Rewrap(created(client), opened(client, host).record, 1, 2_000_000_000)
+    good = p.Rewrap(created(client), opened(client, host).record, 1, 2_000_000_000, 300)
     results = client.call(good, p.Mac(b"", 999), good, p.Ping())
     assert [type(result) for result in results] == [p.Released, p.OperationError, p.Released, p.Pong]

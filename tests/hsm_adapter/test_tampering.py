@@ -19,7 +19,7 @@ def good(worker: hsm.RunningWorker, host: hsm.Host) -> p.Rewrap:
     with hsm.Client(worker.socket) as client:
         record = client.one(p.CreateKey(p.NewKey("vm-1", 1, 64, b"policy=eu")), p.KeyRecord)
         session = client.one(host.open_session(os.urandom(16)), p.OpenedSession).record
-    return p.Rewrap(record, session, 1, 2_000_000_000)
+    return p.Rewrap(record, session, 1, 2_000_000_000, 300)
 
 
 def flipped(data: bytes) -> bytes:

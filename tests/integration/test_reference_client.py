@@ -361,6 +361,7 @@ def test_the_documents_examples_are_what_the_code_makes() -> None:
         host="fra-1",
         session=bytes(range(16)),
         lease_expires=1_800_000_000,
+        grace=300,
         wrapped=b"\xbb" * 40,
     )
     mac = hmac.digest(b"\xcc" * 32, message, "sha256")

@@ -26,6 +26,7 @@ from keypeer.wire.messages import Challenge, SessionGrant, SignedGeoTag
 from keypeer.wire.profile import BOOT_PCRS, GEO_NV_INDEX
 from kms.tpm.attest import parse_quote
 from kms.tpm.public import parse_public_2b
+from tests.support.grants import SESSION_KEY_DER, signed
 from tests.support.swtpm import SwTpm
 
 CERTIFICATE = b"the client certificate's DER"
@@ -44,7 +45,9 @@ SLOW = {"create", "create_primary", "rsa_decrypt", "load"}
 
 @pytest.fixture
 def state(tmp_path: Path, swtpm: SwTpm) -> AgentState:
-    return AgentState.create(tmp_path / "agent", server="https://kms", host="fra-1", ca=b"", tcti=swtpm.tcti)
+    made = AgentState.create(tmp_path / "agent", server="https://kms", host="fra-1", ca=b"", tcti=swtpm.tcti)
+    made.save_session_key(SESSION_KEY_DER)
+    return made
 
 
 def tag(host: str = "fra-1", country: str = "DE") -> SignedGeoTag:
@@ -179,14 +182,16 @@ def granted(evidence: collect.Evidence, key: bytes = b"\x05" * 32) -> SessionGra
     public = parse_public_2b(b64decode(evidence.request.binding.public)).key()
     assert isinstance(public, rsa.RSAPublicKey)
     ciphertext = public.encrypt(key, padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None))
-    return SessionGrant(
+    grant = SessionGrant(
         session="AAAA",
         expires_at=1_900_000_000,
         binding_name=evidence.request.binding_name,
         encapsulated_key=b64encode(ciphertext),
         oaep_hash="sha256",
         wrapped_mac_key="",
+        signature="",
     )
+    return signed(grant, "fra-1")
 
 
 def test_a_session_key_opens(tpm: Tpm, state: AgentState) -> None:

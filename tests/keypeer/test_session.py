@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.keywrap import aes_key_wrap_with_padding
 
 from keypeer.errors import AnswerError, ReleaseForged, StateError
 from keypeer.locked import LockedBytes
-from keypeer.session import Session
+from keypeer.session import Session, check_grant
 from keypeer.wire.canonical import release_mac_input
 from keypeer.wire.encoding import b64encode
 from keypeer.wire.messages import Release, SessionGrant
+from tests.support.grants import SESSION_KEY_DER, signed
 
 SESSION_KEY, MAC_KEY, ID = b"\x5e" * 32, b"\x3a" * 32, b"\x1d" * 16
 KEY = bytes(range(64))
@@ -31,6 +33,7 @@ def grant(**changed: object) -> SessionGrant:
         encapsulated_key=b64encode(b"\xee" * 256),
         oaep_hash="sha256",
         wrapped_mac_key=b64encode(aes_key_wrap_with_padding(SESSION_KEY, MAC_KEY)),
+        signature="",
     )
     return msgspec.structs.replace(made, **changed)
 
@@ -67,6 +70,7 @@ class Hsm:
             host=self.host,
             session=self.session,
             lease_expires=self.lease,
+            grace=300,
             wrapped=wrapped,
         )
         return Release(
@@ -79,6 +83,30 @@ class Hsm:
             wrapped_key=b64encode(wrapped),
             mac=b64encode(hmac.digest(self.mac_key, covered, "sha256")),
         )
+
+
+def test_a_grant_that_the_hsm_signed_is_good() -> None:
+    check_grant(signed(grant(), "fra-1"), "fra-1", SESSION_KEY_DER)
+
+
+FORGED_GRANTS: dict[str, SessionGrant] = {
+    "unsigned": grant(),
+    "another host's": signed(grant(), "iad-1"),
+    "another HSM's": signed(grant(), "fra-1", ec.generate_private_key(ec.SECP256R1())),
+    "another session": msgspec.structs.replace(signed(grant(), "fra-1"), session=b64encode(bytes(16))),
+    "another key": msgspec.structs.replace(signed(grant(), "fra-1"), encapsulated_key=b64encode(b"\xef" * 256)),
+    "another MAC key": msgspec.structs.replace(signed(grant(), "fra-1"), wrapped_mac_key=b64encode(bytes(40))),
+    "another binding key": msgspec.structs.replace(signed(grant(), "fra-1"), binding_name=b64encode(bytes(34))),
+    "another OAEP": msgspec.structs.replace(signed(grant(), "fra-1"), oaep_hash="sha1"),
+}
+
+
+@pytest.mark.parametrize("forged", FORGED_GRANTS.values(), ids=FORGED_GRANTS)
+def test_session_keys_that_no_hsm_made_are_refused(forged: SessionGrant) -> None:
+    """Whoever owns a web worker could encapsulate a key of its own to the binding key, which is public."""
+    with pytest.raises(ReleaseForged) as caught:
+        check_grant(forged, "fra-1", SESSION_KEY_DER)
+    assert caught.value.code == "session.signature"
 
 
 @pytest.mark.parametrize("size", [32, 64])
@@ -110,6 +138,7 @@ ALTERED: dict[str, Callable[[Release], dict[str, object]]] = {
     "version": lambda release: {"version": 2},
     "generation": lambda release: {"generation": 2},
     "lease": lambda release: {"lease_expires_at": release.lease_expires_at + 1},
+    "grace": lambda release: {"grace": release.grace + 1},
     "wrapped key": lambda release: {"wrapped_key": b64encode(aes_key_wrap_with_padding(SESSION_KEY, KEY[::-1]))},
     "wrapped key cut": lambda release: {"wrapped_key": release.wrapped_key[:-8]},
     "wrapped key empty": lambda release: {"wrapped_key": ""},

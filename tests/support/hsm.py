@@ -278,7 +278,7 @@ class Host:
         text += struct.pack(">IQ", record.key_version, operation.generation)
         text += struct.pack(">H", len(self.name.encode())) + self.name.encode()
         text += struct.pack(">H", 16) + operation.session.session
-        text += struct.pack(">QH", operation.lease_expires, len(released.wrapped)) + released.wrapped
+        text += struct.pack(">QIH", operation.lease_expires, operation.grace, len(released.wrapped)) + released.wrapped
         assert hmac.digest(mac_key, text, "sha256") == released.mac
         return aes_key_unwrap_with_padding(key, released.wrapped)
 

@@ -278,6 +278,7 @@ class SimulatedHost:
                 host=self.name,
                 session=session.session,
                 lease_expires=release.lease_expires_at,
+                grace=release.grace,
                 wrapped=wrapped,
             ),
             "sha256",

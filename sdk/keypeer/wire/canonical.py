@@ -11,6 +11,7 @@ from keypeer.wire.encoding import field
 
 ATTEST_LABEL = b"keypeer/attest/v1"
 RELEASE_LABEL = b"keypeer/release/v1"
+GRANT_LABEL = b"keypeer/grant/v1"
 GEO_TAG_LABEL = b"keypeer/geo-tag/v1"
 
 
@@ -30,6 +31,22 @@ def qualifying_data(*, nonce: bytes, host: str, client_certificate: bytes, bindi
     ).digest()
 
 
+def grant_preimage(
+    *, session: bytes, host: str, binding_name: bytes, oaep_hash: str, encapsulated_key: bytes, wrapped_mac_key: bytes
+) -> bytes:
+    """What the HSM signs (ECDSA P-256 with SHA-256) when it opens a session: nobody between HSM and host can make up
+    session keys, and so nobody can make up releases under them."""
+    return (
+        GRANT_LABEL
+        + field(session)
+        + field(host.encode())
+        + field(binding_name)
+        + field(oaep_hash.encode())
+        + field(encapsulated_key)
+        + field(wrapped_mac_key)
+    )
+
+
 def release_mac_input(
     *,
     vm: str,
@@ -38,11 +55,12 @@ def release_mac_input(
     host: str,
     session: bytes,
     lease_expires: int,
+    grace: int,
     wrapped: bytes,
 ) -> bytes:
     """What the HSM's session MAC covers in one release: every field by which a key could be mistaken for another.
 
-    ``lease_expires`` is Unix seconds, ``wrapped`` the RFC 5649 wrap under the session key.
+    ``lease_expires`` is Unix seconds, ``grace`` seconds, ``wrapped`` the RFC 5649 wrap under the session key.
     """
     return (
         RELEASE_LABEL
@@ -52,6 +70,7 @@ def release_mac_input(
         + field(host.encode())
         + field(session)
         + lease_expires.to_bytes(8, "big")
+        + grace.to_bytes(4, "big")
         + field(wrapped)
     )
 

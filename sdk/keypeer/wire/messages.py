@@ -100,13 +100,15 @@ HostStatus = Literal["pending", "approved", "revoked"]
 
 
 class EnrolResult(Answer, frozen=True, kw_only=True):
-    """The host's client certificate; it opens nothing until ``status`` is approved."""
+    """The host's client certificate; it opens nothing until ``status`` is approved. ``session_key`` is the public key
+    (SPKI DER, EC P-256) under which the HSM signs sessions: the host pins it."""
 
     host: HostId
     status: HostStatus
     certificate: Pem
     ca: Pem
     ek_digest: Sha256Hex
+    session_key: SmallBytes
 
 
 # ── attestation ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -198,7 +200,8 @@ class AppraisalView(Answer, frozen=True, kw_only=True):
 
 class SessionGrant(Answer, frozen=True, kw_only=True):
     """An attestation session. ``encapsulated_key`` opens only in the host's TPM (RSA-OAEP with ``oaep_hash``, empty
-    label); ``wrapped_mac_key`` is the MAC key under the session key (RFC 5649)."""
+    label); ``wrapped_mac_key`` is the MAC key under the session key (RFC 5649); ``signature`` is the HSM's over both
+    (canonical.grant_preimage, DER)."""
 
     session: SmallBytes
     expires_at: UnixSeconds
@@ -206,6 +209,7 @@ class SessionGrant(Answer, frozen=True, kw_only=True):
     encapsulated_key: SmallBytes
     oaep_hash: Literal["sha1", "sha256"]
     wrapped_mac_key: SmallBytes
+    signature: SmallBytes
 
 
 class AttestResult(Answer, frozen=True, kw_only=True):

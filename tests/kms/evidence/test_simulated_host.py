@@ -50,6 +50,7 @@ def grant(host: SimulatedHost, key: bytes, mac_key: bytes, oaep: hashes.HashAlgo
         encapsulated_key=b64encode(host.binding_key.public_key().encrypt(key, mode)),
         oaep_hash="sha256" if oaep.name == "sha256" else "sha1",
         wrapped_mac_key=b64encode(aes_key_wrap_with_padding(key, mac_key)),
+        signature="",
     )
 
 
@@ -98,7 +99,14 @@ def test_it_opens_releases_for_the_vm_it_asked_for(oaep: hashes.HashAlgorithm) -
     session = HOST.open_session(grant(HOST, key, mac_key, oaep))
     wrapped = aes_key_wrap_with_padding(key, vm_key)
     covered = release_mac_input(
-        vm="web-1", key_version=1, generation=2, host="fra-1", session=b"session", lease_expires=NOW, wrapped=wrapped
+        vm="web-1",
+        key_version=1,
+        generation=2,
+        host="fra-1",
+        session=b"session",
+        lease_expires=NOW,
+        grace=0,
+        wrapped=wrapped,
     )
     release = wire.Release(
         vm="web-1",
