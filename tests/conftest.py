@@ -1,4 +1,4 @@
-"""What all tests share: those on recorded evidence run where KEYPEER_VECTORS names its folder, and aren't there elsewhere."""
+"""Tests on recorded evidence run where KEYPEER_VECTORS names its folder, and aren't there elsewhere."""
 
 from __future__ import annotations
 
