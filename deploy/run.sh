@@ -28,6 +28,7 @@ POLICY=eu-production
 BASELINE=demo-boot
 VM=demo-vm
 children=()
+shown=false
 
 finish() {
     local code=$?
@@ -37,7 +38,9 @@ finish() {
     exit "$code"
 }
 trap finish EXIT
-trap 'exit 0' INT TERM
+# Stopped before it had shown anything, it has failed; afterwards being stopped is how it ends.
+trap '$shown && exit 0; exit 130' INT
+trap '$shown && exit 0; exit 143' TERM
 
 surprise() {
     printf 'error: %s\n' "$*" >&2
@@ -51,13 +54,16 @@ start_service() {
     softhsm/init-token.sh "$KEYPEER_HOME/token" >&2
     keypeer init --module "$(softhsm_module)" --pin file:token/pin --so-pin file:token/so-pin \
         --env 'SOFTHSM2_CONF={home}/token/softhsm2.conf' --listen "127.0.0.1:$PORT"
+    grep -q "^listen = \"127.0.0.1:$PORT\"" "$KEYPEER_HOME/keypeer.toml" ||
+        die "$KEYPEER_HOME listens on another port than $PORT: set KEYPEER_PORT as it was, or change service.listen there"
     say "starting the service on $SERVER"
     keypeer serve 2>>"$LOG" 9>&- &
-    children+=($!)
+    service=$!
+    children+=("$service")
     local tries
     for tries in $(seq 150); do
         curl --silent --fail --cacert "$KEYPEER_HOME/tls/ca.pem" "$SERVER/readyz" >/dev/null && return
-        kill -0 "${children[0]}" 2>/dev/null || surprise "the service ended"
+        kill -0 "$service" 2>/dev/null || surprise "the service ended"
         sleep 0.2
     done
     surprise "the service isn't ready after 30 s"
@@ -71,14 +77,18 @@ softhsm_module() {
     die "no libsofthsm2.so; is softhsm2 installed?"
 }
 
-# A host's whole way in: enrol, officer's approval, geo-tag.
+# A host's whole way in: enrol, officer's approval, geo-tag. Each step is taken when it is missing, so that a run that was
+# interrupted is mended by the next.
 introduce_host() {
-    local host=$1 country=$2 place=$3 folder=$KEYPEER_HOME/agents/$1
+    local host=$1 country=$2 place=$3 folder=$KEYPEER_HOME/agents/$1 known
     if [ ! -f "$folder/host.crt" ]; then
-        say "enrolling $host, approving it, tagging it $country"
+        say "enrolling $host"
         keypeer agent enrol --server "$SERVER" --ca "$KEYPEER_HOME/tls/ca.pem" --host "$host" \
             --tcti "$(tcti "$host")" --folder "$folder" >&2
-        keypeer host approve "$host" >&2
+    fi
+    known=$(keypeer host show "$host" --json)
+    [ "$(field status <<<"$known")" = approved ] || keypeer host approve "$host" >&2
+    if [ "$(field geo <<<"$known")" = None ]; then
         keypeer geo-tag issue --host "$host" --country "$country" --place "$place" >&2
     fi
 }
@@ -86,8 +96,9 @@ introduce_host() {
 # What fra-1 booted the first time is the golden state; later boots are held against it.
 prepare_policy() {
     if [ ! -f "$KEYPEER_HOME/$BASELINE.json" ]; then
-        keypeer agent pcrs --baseline --host fra-1 >"$KEYPEER_HOME/$BASELINE.json"
-        keypeer baseline put "$BASELINE" "$KEYPEER_HOME/$BASELINE.json" >&2
+        keypeer agent pcrs --baseline --host fra-1 >"$KEYPEER_HOME/$BASELINE.draft.json"
+        keypeer baseline put "$BASELINE" "$KEYPEER_HOME/$BASELINE.draft.json" >&2
+        mv "$KEYPEER_HOME/$BASELINE.draft.json" "$KEYPEER_HOME/$BASELINE.json"
     fi
     printf '[policy.%s]\ngeo = { countries = ["DE", "FR", "NL"], max_tag_age = "180d" }\nplatform = { baselines = ["%s"] }\nfresh = { evidence = "60s", lease = "10m", grace = "5m" }\n' \
         "$POLICY" "$BASELINE" >"$KEYPEER_HOME/$POLICY.toml"
@@ -141,11 +152,13 @@ for host in fra-1 iad-1; do
     children+=($!)
 done
 printf '%s\n%s\n' "$granted" "$denied"
+shown=true
 cat <<TRY
 
 keypeer serves on $SERVER; both hosts attest every 30 s. In another terminal, in this folder, try:
 
   . .venv/bin/activate
+  export KEYPEER_HOME=$(printf %q "$KEYPEER_HOME")
   keypeer doctor
   keypeer host list
   keypeer host show fra-1
@@ -157,9 +170,10 @@ keypeer serves on $SERVER; both hosts attest every 30 s. In another terminal, in
 
 Change what fra-1 booted, and see its next attestation refused:
 
-  TPM2TOOLS_TCTI=$(tcti fra-1) tpm2_pcrextend 4:sha256=$(printf evil | sha256sum | cut -d' ' -f1)
+  TPM2TOOLS_TCTI=$(printf %q "$(tcti fra-1)") tpm2_pcrextend 4:sha256=$(printf evil | sha256sum | cut -d' ' -f1)
   keypeer agent attest --host fra-1
 
 Ctrl-C stops everything; the next start finds its data again.
 TRY
-wait "${children[0]}" || surprise "the service ended"
+wait "$service" || true
+surprise "the service ended"

@@ -42,7 +42,8 @@ random_pin() {
 
 mkdir -p "$home/tokens"
 chmod 700 "$home" "$home/tokens"
-[ -e "$home/softhsm2.conf" ] || sed "s|@TOKENS@|$home/tokens|" "$here/softhsm2.conf.template" >"$home/softhsm2.conf"
+tokens=$(printf '%s' "$home/tokens" | sed 's/[&|\\]/\\&/g') # what sed would take for itself
+[ -e "$home/softhsm2.conf" ] || sed "s|@TOKENS@|$tokens|" "$here/softhsm2.conf.template" >"$home/softhsm2.conf"
 random_pin "$home/pin"
 random_pin "$home/so-pin"
 

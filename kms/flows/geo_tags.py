@@ -6,7 +6,7 @@ from keypeer.wire.canonical import geo_tag_preimage
 from keypeer.wire.geo import GeoTagStatement, encode_statement
 from keypeer.wire.messages import GeoTagPage, GeoTagView, IssueGeoTag
 from kms.domain import StoredGeoTag
-from kms.errors import NotFound
+from kms.errors import BadRequest, NotFound
 from kms.flows.context import Caller, Context, unknown_host
 from kms.records import GEO_TAGS, HOSTS
 from kms.store.port import Check
@@ -20,6 +20,8 @@ async def issue(ctx: Context, caller: Caller, host: str, request: IssueGeoTag) -
     enrolled = await ctx.records.load(HOSTS, host)
     if enrolled is None:
         raise unknown_host(host)
+    if (request.latitude is None) != (request.longitude is None):
+        raise BadRequest("geo.coordinates", "one coordinate without the other", hint="give both, or neither")
     now = ctx.now()
     statement = encode_statement(
         GeoTagStatement(

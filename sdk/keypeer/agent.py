@@ -59,8 +59,9 @@ class HostAgent:
         await self.close()
 
     async def close(self) -> None:
-        """Wipes the session's keys, closes connections; released VM keys stay."""
-        await self._disconnect()
+        """Wipes the session's keys, closes connections, after what is under way; released VM keys stay."""
+        async with self._turn:
+            await self._disconnect()
 
     # ── what a host does ───────────────────────────────────────────────────────────────────────────────────────
 

@@ -53,7 +53,7 @@ class AnswerError(KeypeerClientError):
 
 
 class ReleaseForged(AnswerError):
-    """A release whose MAC doesn't name what was asked for, or that is stale. Nothing was unwrapped."""
+    """A session or a release that isn't what the HSM made for what was asked, or that is stale. No key came of it."""
 
 
 class TpmError(KeypeerClientError):

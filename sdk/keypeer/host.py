@@ -51,10 +51,18 @@ class Host:
         """Wipes the session's keys and ends the thread; released VM keys stay. A second call does nothing."""
         if self._loop.is_closed():
             return
-        self._run(self._agent.close())
+        self._run(self._closed())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _closed(self) -> None:
+        """Whatever other threads still wait for ends first: with its answer, or cancelled once the agent is closed."""
+        await self._agent.close()
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

@@ -29,6 +29,7 @@ from keypeer.tpm import DEFAULT_TCTI, BindingBlob
 from keypeer.wire.messages import SignedGeoTag
 from keypeer.wire.types import HostId
 
+_DRAFT = ".new"
 _OTHERS = 0o077  # group's and others' permission bits
 
 
@@ -46,6 +47,7 @@ class AgentState:
     def __init__(self, folder: Path, settings: AgentSettings) -> None:
         self.folder = folder
         self.settings = settings
+        self._draft = ""  # of settings and CA that an enrolment may yet put in force
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> AgentState:
@@ -64,7 +66,9 @@ class AgentState:
     def create(
         cls, folder: str | os.PathLike[str], *, server: str, host: str, ca: bytes, tcti: str = DEFAULT_TCTI
     ) -> AgentState:
-        """A folder for ``host`` (0700), or the one that is there with these settings. ``ca`` is PEM."""
+        """A folder for ``host`` (0700). ``ca`` is PEM. Where the host's agent is there already, its settings and CA
+        stay as they are until ``save_certificate``: an enrolment that fails changes nothing. Raises StateError
+        ``state.host`` for another host's folder."""
         place = Path(folder)
         _check_server(server)
         try:
@@ -74,10 +78,16 @@ class AgentState:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_private(place)
         state = cls(place, settings)
+        if (place / "agent.toml").exists():
+            there = cls.open(place).settings
+            if there.host != host:
+                found = f"{place} is the folder of host {there.host}"
+                raise StateError("state.host", found, "give another folder, or remove this one")
+            state._draft = _DRAFT
         # A JSON string is a TOML basic string (TOML 1.0.0, String).
         lines = [f"{name} = {json.dumps(value)}\n" for name, value in msgspec.structs.asdict(settings).items()]
-        state._write("ca.crt", ca)
-        state._write("agent.toml", "".join(lines).encode())
+        state._write(f"ca.crt{state._draft}", ca)
+        state._write(f"agent.toml{state._draft}", "".join(lines).encode())
         return state
 
     # ── TLS identity ───────────────────────────────────────────────────────────────────────────────────────────
@@ -85,7 +95,7 @@ class AgentState:
     @property
     def ca(self) -> Path:
         """PEM of the CA that signs the service's certificate."""
-        return self.folder / "ca.crt"
+        return self.folder / f"ca.crt{self._draft}"
 
     @property
     def key(self) -> Path:
@@ -109,7 +119,11 @@ class AgentState:
         self._write("host.key", pem)
 
     def save_certificate(self, pem: str) -> None:
-        """Keeps the certificate that an enrolment gave."""
+        """Keeps the certificate that an enrolment gave, and with it the settings and the CA that it was made with."""
+        if self._draft:
+            for name in ("ca.crt", "agent.toml"):
+                (self.folder / f"{name}{self._draft}").replace(self.folder / name)
+            self._draft = ""
         self._write("host.crt", pem.encode())
 
     def session_key(self) -> bytes:
@@ -195,6 +209,8 @@ def _read(path: Path, missing: str) -> bytes:
         data = path.read_bytes()
     except FileNotFoundError:
         raise StateError("state.missing", f"{path}: {missing}", "run: keypeer agent enrol") from None
+    except OSError as error:
+        raise StateError("state.permissions", f"{path}: {error.strerror}", "run as its owner") from None
     if len(data) > limits.STATE_FILE_BYTES_MAX:
         raise StateError("state.settings", f"{path} has {len(data)} bytes", "it isn't a file of this agent")
     return data
@@ -205,6 +221,8 @@ def _check_private(path: Path) -> None:
         found = path.stat()
     except FileNotFoundError:
         raise StateError("state.missing", f"there is no {path}", "run: keypeer agent enrol") from None
+    except OSError as error:
+        raise StateError("state.permissions", f"{path}: {error.strerror}", "run as its owner") from None
     if found.st_uid != os.geteuid():
         raise StateError("state.permissions", f"{path} belongs to uid {found.st_uid}", "run as its owner")
     if S_IMODE(found.st_mode) & _OTHERS:

@@ -340,6 +340,25 @@ def test_an_expired_tag_is_refused(service: Service) -> None:
     assert "geo.expired" in host.try_attest().reason_ids
 
 
+@pytest.mark.parametrize(
+    ("tag", "code"),
+    [
+        ({"country": "DE\n"}, "request.invalid"),
+        ({"country": "DE", "latitude": 50.1}, "geo.coordinates"),
+        ({"country": "DE", "latitude": 91, "longitude": 8.7}, "request.invalid"),
+    ],
+)
+def test_a_tag_that_is_no_place_is_not_issued(service: Service, tag: dict[str, object], code: str) -> None:
+    host = good_host(service, f"no-place-{len(tag)}-{code[-7:]}")
+    before = service.caller("auditor").get(f"/v1/hosts/{host.name}/geo-tag").body
+    assert service.caller("officer").post(f"/v1/hosts/{host.name}/geo-tag", tag).code == code
+    assert service.caller("auditor").get(f"/v1/hosts/{host.name}/geo-tag").body == before
+
+
+def test_a_name_with_a_line_end_is_no_name(service: Service) -> None:
+    assert service.caller("auditor").get("/v1/hosts/fra-1%0A").code == "request.invalid"
+
+
 # ── bodies ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -355,6 +374,7 @@ def test_an_expired_tag_is_refused(service: Service) -> None:
         (b'{"vm": 7, "policy": "eu"}', 422, "request.invalid"),
         (b'{"vm": "x", "policy": "eu", "key": "mine"}', 422, "request.invalid"),
         (b'{"vm": "../x", "policy": "eu"}', 422, "request.invalid"),
+        (b'{"vm": "x\\n", "policy": "eu"}', 422, "request.invalid"),
         (b'{"vm": "x", "policy": "eu", "size": 16}', 422, "request.invalid"),
         (b'{"vm": "x", "policy": "nowhere"}', 422, "policy.unknown"),
         (b'{"vm": "web-1", "policy": "eu"}', 409, "vm.exists"),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.service import free_port
@@ -73,6 +74,36 @@ def test_once_ends_with_one_granted_and_one_denied(environment: dict[str, str]) 
     again, seconds = once(environment)
     assert again == lines, "the second start keeps the data: the same key"
     assert seconds < 20
+
+
+def test_stopped_before_it_showed_anything_it_has_failed(environment: dict[str, str], tmp_path: Path) -> None:
+    """And the next run mends what was left half done."""
+    cut = environment | {"KEYPEER_HOME": str(tmp_path / "kp"), "KEYPEER_PORT": str(free_port())}
+    process = subprocess.Popen([str(RUN), "--once"], env=cut, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + START_S
+    while not (tmp_path / "kp/agents/fra-1/host.crt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    assert once(cut)[0][0].startswith("GRANTED host=fra-1")
+
+
+def test_a_service_that_ends_ends_the_demo(environment: dict[str, str], tmp_path: Path) -> None:
+    with (tmp_path / "run.log").open("w") as log:
+        home = environment | {"KEYPEER_HOME": str(tmp_path / "kp & all"), "KEYPEER_PORT": str(free_port())}
+        process = subprocess.Popen([str(RUN)], env=home, stdout=log, stderr=log)
+        deadline = time.monotonic() + START_S
+        while "Ctrl-C stops everything" not in (tmp_path / "run.log").read_text():
+            assert process.poll() is None, (tmp_path / "run.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        for child in psutil.Process(process.pid).children():
+            if "serve" in child.cmdline():
+                child.terminate()
+        assert process.wait(30) == 1
+    assert "error: the service ended" in (tmp_path / "run.log").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 import keypeer
 from keypeer.agent import HostAgent
-from keypeer.errors import ProblemError, ServiceUnavailable, StateError, TpmError
+from keypeer.errors import KeypeerClientError, ProblemError, ServiceUnavailable, StateError, TpmError
 from keypeer.state import AgentState
 from keypeer.tpm import pcr_extend, rsa_decrypt
 from keypeer.vmkey import VmKey
@@ -301,6 +301,49 @@ async def test_before_enrolment_it_says_so(service: Service, swtpm: SwTpm, tmp_p
 
 
 # ── several at once ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_closing_waits_for_what_is_under_way(agent: HostAgent) -> None:
+    under_way = asyncio.ensure_future(agent.attest())
+    await asyncio.sleep(0)
+    await agent.close()
+    assert (await under_way).appraisal.host == agent.state.settings.host
+
+
+def test_a_thread_that_still_waits_when_the_plain_face_closes_is_answered(
+    service: Service, swtpm: SwTpm, tmp_path: Path
+) -> None:
+    asyncio.run(enrolled_state(service, swtpm, tmp_path))
+    (folder,) = [path.parent for path in tmp_path.glob("*/agent.toml")]
+    host, answers = keypeer.Host.open(folder), []
+    with swtpm.frozen():
+        waiting = threading.Thread(target=lambda: answers.append(host.attest()), daemon=True)
+        waiting.start()
+        closing = threading.Thread(target=host.close, daemon=True)
+        closing.start()
+    for thread in (waiting, closing):
+        thread.join(30)
+        assert not thread.is_alive()
+    assert len(answers) <= 1
+
+
+async def enrolled_state(service: Service, tpm: SwTpm, folder: Path) -> None:
+    async with enrolled(service, tpm, folder):
+        pass
+
+
+async def test_an_enrolment_that_fails_changes_nothing(service: Service, agent: HostAgent, tmp_path: Path) -> None:
+    folder = agent.state.folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    wrong = AgentState.create(
+        folder, server="https://localhost:1", host=agent.state.settings.host, ca=b"no PEM", tcti="swtpm:path=/nowhere"
+    )
+    async with HostAgent(wrong) as failing:
+        with pytest.raises(KeypeerClientError):
+            await failing.enrol()
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    async with HostAgent(folder) as again:
+        assert await again.host() is not None
 
 
 async def test_tasks_of_one_agent_take_turns(agent: HostAgent, vm: str) -> None:

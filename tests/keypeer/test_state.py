@@ -67,11 +67,31 @@ def test_settings_survive_any_text(tmp_path: Path, text: str) -> None:
     assert AgentState.open(tmp_path / "agent").settings.tcti == text
 
 
-def test_creating_again_changes_the_settings_and_keeps_the_key(tmp_path: Path) -> None:
-    created(tmp_path).save_tls_key(b"key")
-    again = created(tmp_path, server="https://other:1")
-    assert again.tls_key() == b"key"
-    assert AgentState.open(again.folder).settings.server == "https://other:1"
+def test_creating_again_changes_nothing_until_there_is_a_certificate(tmp_path: Path) -> None:
+    first = created(tmp_path)
+    first.save_tls_key(b"key")
+    first.save_certificate("cert")
+    before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
+    again = AgentState.create(first.folder, server="https://other:1", host="fra-1", ca=b"OTHER", tcti=TCTI)
+    assert {name: (first.folder / name).read_bytes() for name in before} == before
+    assert (again.tls_key(), again.ca.read_bytes()) == (b"key", b"OTHER")
+    assert AgentState.open(first.folder).settings.server == "https://kms:8443"
+    again.save_certificate("cert 2")
+    opened = AgentState.open(first.folder)
+    assert (opened.settings.server, opened.ca.read_bytes(), opened.certificate.read_bytes()) == (
+        "https://other:1",
+        b"OTHER",
+        b"cert 2",
+    )
+    assert again.ca == opened.ca
+
+
+def test_another_hosts_folder_is_refused(tmp_path: Path) -> None:
+    created(tmp_path)
+    with pytest.raises(StateError) as caught:
+        created(tmp_path, host="iad-1")
+    assert caught.value.code == "state.host"
+    assert AgentState.open(tmp_path / "agent").settings.host == "fra-1"
 
 
 @pytest.mark.parametrize("mode", [0o701, 0o750, 0o720])

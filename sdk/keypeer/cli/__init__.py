@@ -7,6 +7,7 @@ join through the entry-point group ``keypeer.commands``; where the service isn't
 from __future__ import annotations
 
 from importlib import import_module, metadata
+from importlib.util import find_spec
 
 import click
 
@@ -30,20 +31,25 @@ class _Lazy(click.Group):
     """Finds a command by name without importing the others."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*_NOUNS, *(entry.name for entry in metadata.entry_points(group=_GROUP))])
+        services = metadata.entry_points(group=_GROUP) if _service_installed() else ()
+        return sorted([*_NOUNS, *(entry.name for entry in services)])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _NOUNS:
             module = import_module(_NOUNS[cmd_name])
             command: click.Command = getattr(module, cmd_name.replace("-", "_"))
             return command
+        if not _service_installed():
+            return None
         for entry in metadata.entry_points(group=_GROUP, name=cmd_name):
-            try:
-                loaded: click.Command = entry.load()
-            except ModuleNotFoundError:
-                return None  # a host without the service's packages
+            loaded: click.Command = entry.load()
             return loaded
         return None
+
+
+def _service_installed() -> bool:
+    """Whether this is more than a host: the service's own dependencies are here (extra ``server``)."""
+    return all(find_spec(name) for name in ("lmdb", "pkcs11"))
 
 
 @click.group(cls=_Lazy, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

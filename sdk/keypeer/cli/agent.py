@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +87,11 @@ def enrol(server: str, ca: Path, host: str, tcti: str, folder: Path | None, home
     except KeypeerClientError as error:
         fail(error, as_json=as_json)
 
-    async def work(opened: HostAgent) -> None:
-        result = await opened.enrol()
+    async def work() -> None:
+        from keypeer.agent import HostAgent
+
+        async with HostAgent(state) as opened:
+            result = await opened.enrol()
         if as_json:
             output.as_json({"host": result.host, "status": result.status, "ek_digest": result.ek_digest})
             return
@@ -95,7 +99,7 @@ def enrol(server: str, ca: Path, host: str, tcti: str, folder: Path | None, home
         if result.status == "pending":
             output.say(f"an officer compares the EK and runs: keypeer host approve {result.host}")
 
-    _run(home, state.folder, None, as_json, work)
+    run_in_words(work, as_json=as_json)
 
 
 def _read(path: Path) -> bytes:
@@ -162,8 +166,8 @@ def fetch(vm: str, out: Path | None, folder: Path | None, host: str | None, home
         appraisal = (await opened.attest()).appraisal
         with await opened.release(vm) as key:
             _try(key)
-            if out is not None:
-                _write(out, key)
+            if file is not None:
+                file.write(key.view())
             facts = _facts(key) | {"host": appraisal.host, "country": appraisal.geo.country if appraisal.geo else ""}
         if as_json:
             output.as_json(facts)
@@ -171,7 +175,17 @@ def fetch(vm: str, out: Path | None, folder: Path | None, host: str | None, home
             output.done(f"GRANTED  {vm} to {facts['host']} ({facts['country']})")
             output.facts((name, str(value)) for name, value in facts.items() if name not in ("vm", "host", "country"))
 
-    _run(home, folder, host, as_json, work)
+    try:
+        file = _new_file(out) if out is not None else None  # before a lease is taken
+    except KeypeerClientError as error:
+        fail(error, as_json=as_json)
+    try:
+        _run(home, folder, host, as_json, work)
+    finally:
+        if file is not None:
+            file.close()
+        if out is not None and not out.stat().st_size:
+            out.unlink()
 
 
 def _facts(key: VmKey) -> dict[str, Any]:
@@ -208,12 +222,14 @@ def _try(key: VmKey) -> None:
         raise StateError("key.unusable", f"the key of VM {key.vm} doesn't encrypt and decrypt a page")
 
 
-def _write(path: Path, key: VmKey) -> None:
+def _new_file(path: Path) -> FileIO:
+    """An empty file of its owner's alone."""
     try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
-            file.write(key.view())
+        return FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w")
     except OSError as error:
-        raise StateError("output.file", f"{path}: {error.strerror}", "name a file that isn't there yet") from None
+        raise StateError(
+            "output.file", f"{path}: {error.strerror}", "name a file that isn't there yet, in a folder that is"
+        ) from None
 
 
 @agent.command()

@@ -92,6 +92,11 @@ def run_in_words(call: Callable[[], Awaitable[int | None]], *, as_json: bool) ->
         code = asyncio.run(_awaited(call))
     except (KeypeerClientError, WireError) as error:
         fail(error, as_json=as_json)
+    except (OSError, UnicodeError) as error:  # of files: what is wrong with the network is told by then
+        fail(
+            StateError("input.file", str(error), "does the file belong to you, and is it what it should be?"),
+            as_json=as_json,
+        )
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell tells a Ctrl-C
     sys.exit(code or Exit.DONE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, get_args
 
@@ -32,6 +33,24 @@ class _Duration(click.ParamType):  # type: ignore[type-arg]  # generic since cli
         return int(match[1]) * _UNITS[match[2]]
 
 
+class _Degrees(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+    """From minus ``most`` to ``most``; nan is no place."""
+
+    name = "degrees"
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            degrees = float(str(value))
+        except ValueError:
+            degrees = math.nan
+        if not -self._most <= degrees <= self._most:
+            self.fail(f"{value!r} isn't from -{self._most} to {self._most} degrees", param, ctx)
+        return degrees
+
+
 @click.group()
 def geo_tag() -> None:
     """Geo-tags: state where hosts stand."""
@@ -41,8 +60,8 @@ def geo_tag() -> None:
 @click.option("--host", required=True, help="The enrolled host.")
 @click.option("--country", required=True, help="ISO 3166-1 alpha-2, such as DE.")
 @click.option("--place", default="", help="Town, site, rack: for people.")
-@click.option("--latitude", type=float, default=None, help="Degrees north, WGS 84.")
-@click.option("--longitude", type=float, default=None, help="Degrees east, WGS 84.")
+@click.option("--latitude", type=_Degrees(90), default=None, help="Degrees north, WGS 84.")
+@click.option("--longitude", type=_Degrees(180), default=None, help="Degrees east, WGS 84.")
 @click.option("--source", type=click.Choice(get_args(GeoSource)), default="survey", show_default=True)
 @click.option("--valid", type=_Duration(), default="180d", show_default=True, help="How long the tag is good.")
 @command("officer")

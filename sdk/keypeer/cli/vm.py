@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from keypeer.cli import output
 from keypeer.cli.calling import command
 from keypeer.errors import ProblemError, StateError
 from keypeer.wire.messages import BATCH_MAX, CreateVm, VmView
-from keypeer.wire.types import KeySize
+from keypeer.wire.types import KeySize, VmId
 
 if TYPE_CHECKING:
     from keypeer.client import AsyncClient
@@ -39,7 +40,7 @@ async def create(
     """Make the key of VM NAME in the HSM, or of every VM in a file."""
     bytes_: KeySize = 32 if size == "32" else 64
     if (name is None) == (batch is None):
-        raise StateError("input.invalid", "name one VM, or a file with --batch")
+        raise click.UsageError("name one VM, or a file with --batch")
     if batch is not None:
         await _create_batch(client, batch, policy, bytes_, as_json)
         return
@@ -53,6 +54,8 @@ async def create(
 async def _create_batch(client: AsyncClient, file: Path, policy: str, size: KeySize, as_json: bool) -> None:
     """Chunks of BATCH_MAX. Run again after an interruption, it makes what is missing."""
     names = list(dict.fromkeys(_names(file)))
+    for name in names:
+        _check_name(file, name)
     created = there = 0
     with click.progressbar(length=len(names), label="VM keys", file=sys.stderr) as bar:
         for start in range(0, len(names), BATCH_MAX):
@@ -77,19 +80,33 @@ def _names(file: Path) -> list[str]:
 
 async def _missing(client: AsyncClient, names: list[str], policy: str, size: KeySize) -> list[CreateVm]:
     wanted = [CreateVm(vm=name, policy=policy, size=size) for name in names]
-    if not await _exists(client, names[0]):
+    if not await _is_there(client, wanted[0]):
         return wanted  # a chunk is made whole or not at all
-    return [request for request in wanted if not await _exists(client, request.vm)]
+    return [request for request in wanted if not await _is_there(client, request)]
 
 
-async def _exists(client: AsyncClient, name: str) -> bool:
+async def _is_there(client: AsyncClient, wanted: CreateVm) -> bool:
+    """Whether the VM has its key already. Raises StateError ``input.conflict`` when it has another one."""
     try:
-        await client.vm(name)
+        found = await client.vm(wanted.vm)
     except ProblemError as error:
         if error.code == "vm.unknown":
             return False
         raise
+    if (found.policy, found.size) != (wanted.policy, wanted.size):
+        raise StateError(
+            "input.conflict",
+            f"VM {wanted.vm} has a key of {found.size} bytes under policy {found.policy}",
+            "take it out of the file, or name that policy and size",
+        )
     return True
+
+
+def _check_name(file: Path, name: str) -> None:
+    try:
+        msgspec.convert(name, VmId)
+    except msgspec.ValidationError as error:
+        raise StateError("input.invalid", f"{file}: {name!r} is no VM's name: {error}") from None
 
 
 @vm.command()

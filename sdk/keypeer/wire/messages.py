@@ -76,7 +76,7 @@ class EnrolRequest(Request, frozen=True, kw_only=True):
     ek_certificates: Annotated[tuple[CertificateBytes, ...], Meta(max_length=4)] = ()
 
 
-EnrolmentToken = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]*$", max_length=8192, description="opaque")]
+EnrolmentToken = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]*$(?!\n)", max_length=8192, description="opaque")]
 
 
 class EnrolChallenge(Answer, frozen=True, kw_only=True):
@@ -385,7 +385,7 @@ class PutBaseline(Request, frozen=True, kw_only=True):
     bank: Literal["sha256", "sha384"] = "sha256"
     pcrs: Annotated[
         dict[
-            Annotated[str, Meta(pattern=r"^(1?[0-9]|2[0-3])$")],
+            Annotated[str, Meta(pattern=r"^(1?[0-9]|2[0-3])$(?!\n)")],
             Annotated[tuple[HexDigest, ...], Meta(min_length=1, max_length=64)],
         ],
         Meta(min_length=1, max_length=24),

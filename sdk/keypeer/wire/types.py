@@ -6,19 +6,23 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+# Python's $ matches before a last newline too, ECMAScript's doesn't: $(?!\n) is the same in both.
+
 # Host, policy, baseline and principal names: DNS-label-like, so that they fit certificates, file names and URLs.
-_NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
+_NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$(?!\n)"
 Name = Annotated[str, Meta(pattern=_NAME, max_length=63, description="lower case letters, digits, . _ -; 1 to 63")]
 HostId = Name
 VmId = Annotated[str, Meta(pattern=_NAME, max_length=63, description="a name or a UUID in lower case")]
 
 UnixSeconds = Annotated[int, Meta(ge=0, le=2**53 - 1, description="seconds since 1970-01-01 UTC")]
 Seconds = Annotated[int, Meta(ge=0, le=2**31 - 1, description="a duration in seconds")]
-CountryCode = Annotated[str, Meta(pattern=r"^[A-Z]{2}$", description="ISO 3166-1 alpha-2")]
-HexDigest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64}|[0-9a-f]{96})$", description="SHA-256 or SHA-384 in hex")]
-Sha256Hex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$", description="SHA-256 in hex")]
+CountryCode = Annotated[str, Meta(pattern=r"^[A-Z]{2}$(?!\n)", description="ISO 3166-1 alpha-2")]
+HexDigest = Annotated[
+    str, Meta(pattern=r"^([0-9a-f]{64}|[0-9a-f]{96})$(?!\n)", description="SHA-256 or SHA-384 in hex")
+]
+Sha256Hex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)", description="SHA-256 in hex")]
 
-_B64 = r"^[A-Za-z0-9_-]*$"
+_B64 = r"^[A-Za-z0-9_-]*$(?!\n)"
 # The largest TPM structure we accept is an RSA-4096 public area with its headers (about 600 bytes).
 TpmBytes = Annotated[str, Meta(pattern=_B64, max_length=2048, description="a TPM structure, base64url")]
 SmallBytes = Annotated[str, Meta(pattern=_B64, max_length=2048, description="base64url without padding")]
