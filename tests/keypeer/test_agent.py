@@ -137,7 +137,7 @@ async def test_a_release_attests_by_itself(agent: HostAgent, vm: str) -> None:
     assert agent.session_seconds == 0
     with await agent.release(vm) as key:
         assert key.locked
-    assert 250 < agent.session_seconds <= 300
+    assert 250 < agent.session_seconds <= 301  # the service counts whole seconds
 
 
 async def test_the_session_is_extended_without_asking_the_tpm(agent: HostAgent) -> None:
