@@ -98,6 +98,7 @@ prepare_policy() {
     if [ ! -f "$KEYPEER_HOME/$BASELINE.json" ]; then
         keypeer agent pcrs --baseline --host fra-1 >"$KEYPEER_HOME/$BASELINE.draft.json"
         keypeer baseline put "$BASELINE" "$KEYPEER_HOME/$BASELINE.draft.json" >&2
+        keypeer baseline approve "$BASELINE" >&2
         mv "$KEYPEER_HOME/$BASELINE.draft.json" "$KEYPEER_HOME/$BASELINE.json"
     fi
     printf '[policy.%s]\ngeo = { countries = ["DE", "FR", "NL"], max_tag_age = "180d" }\nplatform = { baselines = ["%s"] }\nfresh = { evidence = "60s", lease = "10m", grace = "5m" }\n' \

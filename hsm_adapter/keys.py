@@ -24,6 +24,7 @@ SIGNING_LABELS: Final = {
     "ca": "keypeer/ca",
     "geo": "keypeer/geo",
     "audit": "keypeer/audit",
+    "appraisal": "keypeer/appraisal",
     "session": "keypeer/session",
 }
 

@@ -27,7 +27,7 @@ MacBytes = Annotated[bytes, Meta(max_length=limits.MAC_BYTES)]
 Modulus = Annotated[bytes, Meta(min_length=limits.RSA_MODULUS_BYTES, max_length=limits.RSA_MODULUS_BYTES)]
 Data = Annotated[bytes, Meta(max_length=limits.DATA_BYTES_MAX)]
 RandomSize = Annotated[int, Meta(ge=1, le=limits.RANDOM_BYTES_MAX)]
-SigningKey = Literal["ca", "geo", "audit"]
+SigningKey = Literal["ca", "geo", "audit", "appraisal"]
 
 
 # ── records: made here, kept by the caller ─────────────────────────────────────────────────────────────────────
@@ -109,7 +109,7 @@ class Mac(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Sign(Struct, frozen=True, array_like=True, tag=True):
-    """ECDSA P-256 with SHA-256 (``ca``, ``geo``) or Ed25519 (``audit``) over ``data`` → :class:`Signature`."""
+    """ECDSA P-256 with SHA-256, or Ed25519 for ``audit``, over ``data`` → :class:`Signature`."""
 
     key: SigningKey
     data: Data

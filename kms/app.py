@@ -10,11 +10,11 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import structlog
 from aiohttp import web
 
-from keypeer.wire.profile import PCR_BANK
 from kms import limits
 from kms.custody.client import HsmClient
 from kms.errors import BadRequest
@@ -69,6 +69,7 @@ async def open_context(home: Home) -> AsyncIterator[Context]:
             ca=ssl.PEM_cert_to_DER_cert((home.tls / "ca.pem").read_text("ascii")),
             geo_key=description.public_keys["geo"],
             session_key=description.public_keys["session"],
+            appraisal_key=description.public_keys["appraisal"],
         )
 
 
@@ -76,16 +77,21 @@ def profile(home: Home) -> AttestationProfile:
     """Which PCRs hosts quote and bind to, sorted as TPMs answer them."""
     attestation = home.settings.attestation
     return AttestationProfile(
-        bank=attestation.bank or PCR_BANK,
+        bank=attestation.bank,
         quote_pcrs=tuple(sorted(set(attestation.quote_pcrs))),
         binding_pcrs=tuple(sorted(set(attestation.binding_pcrs))),
     )
 
 
 def read_vendor_cas(home: Home) -> VendorCas:
-    """The EK issuers' certificates; a file that holds none is an error that names it."""
-    files = sorted(path for path in home.vendor_cas.glob("*") if path.is_file()) if home.vendor_cas.is_dir() else []
-    return VendorCas.read([(path.name, path.read_bytes()) for path in files])
+    """The EK issuers' certificates, and their revocation lists from the folder ``crls`` beside; both may have folders
+    by vendor. A file that holds none is an error that names it."""
+    return VendorCas.read(_files(home.vendor_cas), _files(home.vendor_cas.with_name("crls")))
+
+
+def _files(folder: Path) -> list[tuple[str, bytes]]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(str(path.relative_to(folder)), path.read_bytes()) for path in paths]
 
 
 def tls_context(home: Home) -> ssl.SSLContext:

@@ -10,7 +10,10 @@ from typing import Literal
 
 import msgspec
 
+from keypeer.wire.boot import BootFacts
+
 HostStatus = Literal["pending", "approved", "revoked"]
+BaselineStatus = Literal["proposed", "approved", "retired"]
 EkTrust = Literal["vendor-ca", "inventory"]
 Role = Literal["host", "officer", "operator", "auditor"]
 
@@ -28,6 +31,12 @@ class ExpectedHost(Record, frozen=True):
     expected_at: int
 
 
+class ReservedName(Record, frozen=True):
+    """Inventory: no other EK may enrol under this host name."""
+
+    ek_digest: bytes
+
+
 class PendingEnrolment(Record, frozen=True):
     """Between MakeCredential and its proof: travels to the host and back under the HSM's MAC. Only the digest of the
     secret is in it."""
@@ -39,6 +48,7 @@ class PendingEnrolment(Record, frozen=True):
     tls_public: bytes
     secret_digest: bytes
     expires_at: int
+    manufacturer: str = ""
 
 
 class EnrolledHost(Record, frozen=True):
@@ -54,6 +64,7 @@ class EnrolledHost(Record, frozen=True):
     decided_by: str = ""
     decided_at: int = 0
     why: str = ""
+    manufacturer: str = ""  # of the TPM, by its EK certificate; empty where there is none
 
 
 class EkOwner(Record, frozen=True):
@@ -72,13 +83,19 @@ class Principal(Record, frozen=True):
 
 
 class Baseline(Record, frozen=True):
-    """Reference values: PCR index → allowed digests."""
+    """Reference values: PCR index → allowed digests, and the boot facts of a golden host (keypeer.wire.boot, as
+    msgpack; empty: PCRs alone). Approved ones never change; ``expires_at`` 0 is never."""
 
     name: str
     bank: Literal["sha256", "sha384"]
     pcrs: dict[int, tuple[bytes, ...]]
     updated_at: int = 0
     updated_by: str = ""
+    status: BaselineStatus = "approved"
+    expires_at: int = 0
+    boot: bytes = b""
+    decided_by: str = ""
+    decided_at: int = 0
 
 
 class StoredPolicy(Record, frozen=True):
@@ -110,11 +127,29 @@ class GeoFacts(Record, frozen=True):
     expires_at: int
 
 
+_boot_facts = msgspec.msgpack.Decoder(BootFacts)
+
+
+def boot_facts(packed: bytes) -> BootFacts | None:
+    """Boot facts as records keep them (msgpack); None for b""."""
+    return _boot_facts.decode(packed) if packed else None
+
+
 class Counters(Record, frozen=True):
     """TPM 2.0 Part 1 §36: resetCount rises at each TPM reset (a reboot), restartCount at each resume."""
 
     reset_count: int
     restart_count: int
+
+
+class ClockRecord(Record, frozen=True):
+    """A reading of a TPM's clock (milliseconds) and firmware version, and when the service got it."""
+
+    counters: Counters
+    clock: int
+    safe: bool
+    firmware_version: int
+    at: int
 
 
 class BindingKey(Record, frozen=True):
@@ -128,8 +163,25 @@ class BindingKey(Record, frozen=True):
     auth_policy: bytes = b""
 
 
+class BootSummary(Record, frozen=True):
+    """What the boot log proved, in short; the whole of it is in the host's evidence record."""
+
+    log_sha256: bytes
+    secure_boot: bool
+    kernel_command_line: str
+
+
+class RuntimeVerdict(Record, frozen=True):
+    """The measured files of this boot under one runtime policy: (id, asked, found, mend) of each failure, few."""
+
+    policy: str
+    entries: int
+    reasons: tuple[tuple[str, str, str, str], ...]
+
+
 class AppraisalFacts(Record, frozen=True):
-    """What is kept of an appraisal: enough to decide releases and to explain them."""
+    """What is kept of an appraisal: enough to decide releases and to explain them. ``manufacturer`` and ``firmware``
+    (major.minor) are the TPM's; ``drtm`` tells of a dynamic launch that a baseline allows."""
 
     host: str
     appraised_at: int
@@ -137,6 +189,77 @@ class AppraisalFacts(Record, frozen=True):
     geo: GeoFacts | None
     counters: Counters
     pcr_digest: bytes
+    boot: BootSummary | None = None
+    drtm: bool = False
+    runtime: tuple[RuntimeVerdict, ...] = ()
+    manufacturer: str = ""
+    firmware: str = ""
+    clock: ClockRecord | None = None
+
+
+class HostEvidence(Record, frozen=True):
+    """What a host's TPM proved last, good or not: the quoted PCRs and, in msgpack, the facts of the boot log that
+    replays to them (empty: none did). Kept for people, for recording baselines, and so that an unchanged log needn't be
+    sent again."""
+
+    host: str
+    at: int
+    reset_count: int
+    pcrs: dict[int, bytes]
+    boot_log_sha256: bytes = b""
+    boot: bytes = b""
+    clock: ClockRecord | None = None
+
+
+class LaunchPosition(Record, frozen=True):
+    """How far one boot's launch log is proven: resetCount, entries seen, the PCR's value then (b"": untouched), and
+    each VM's last proven configuration (SHA-256)."""
+
+    reset_count: int = 0
+    entries: int = 0
+    value: bytes = b""
+    configs: dict[str, bytes] = msgspec.field(default_factory=dict)
+
+
+NO_LAUNCHES = LaunchPosition()
+
+
+class StoredRuntimePolicy(Record, frozen=True):
+    """A runtime policy (kms.evidence.ima.policy), as msgpack deflated (RFC 1950)."""
+
+    name: str
+    document: bytes
+    updated_at: int
+    updated_by: str
+
+
+class ImaPosition(Record, frozen=True):
+    """How far one boot's IMA list is proven: entries, PCR 10's value then (b"": untouched), and whether this kernel
+    extends by padded SHA-1 (None: not seen yet)."""
+
+    entries: int = 0
+    value: bytes = b""
+    padded: bool | None = None
+
+
+NO_IMA = ImaPosition()
+
+
+class RuntimeState(Record, frozen=True):
+    """How one boot's IMA list stands under one runtime policy: how many entries fail, what is told of them, and what of
+    the required has been seen. At most some KB."""
+
+    failures: int = 0
+    reasons: tuple[tuple[str, str, str, str], ...] = ()
+    seen: tuple[str, ...] = ()
+
+
+class RuntimePosition(Record, frozen=True):
+    """The state under a runtime policy, and the store's version of that policy."""
+
+    policy: str
+    version: int
+    state: RuntimeState
 
 
 class AttestationSession(Record, frozen=True):
@@ -153,6 +276,8 @@ class AttestationSession(Record, frozen=True):
     oaep_hash: Literal["sha1", "sha256"]
     wrapped_mac_key: bytes
     signature: bytes
+    ima: ImaPosition = NO_IMA
+    runtime: tuple[RuntimePosition, ...] = ()
 
 
 class KeyAttributes(Record, frozen=True):
@@ -161,6 +286,7 @@ class KeyAttributes(Record, frozen=True):
     policy: str
     created_at: int
     created_by: str
+    config: bytes = b""  # SHA-256 of the VM's canonical configuration; empty: none was given
 
 
 class Lease(Record, frozen=True):

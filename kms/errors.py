@@ -78,5 +78,17 @@ class Unavailable(KeypeerError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
 
 
+class LogsWanted(BadRequest):
+    """The host sent its logs from another place than where the service's knowledge ends, which may have moved since
+    the challenge was made. Nothing was decided; a new challenge says where to start."""
+
+    status = HTTPStatus.CONFLICT
+
+    def __init__(self, asked: str, found: str) -> None:
+        super().__init__(
+            "attestation.logs", f"wanted: {asked}; sent: {found}", hint="ask for a new challenge and send what it wants"
+        )
+
+
 class EvidenceError(BadRequest):
     """Evidence bytes that don't parse, or that no honest TPM would have made."""

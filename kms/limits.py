@@ -29,6 +29,9 @@ CSR_BYTES_MAX = 16384  # bytes of PEM
 
 # ── HTTP ───────────────────────────────────────────────────────────────────────────────────────────────────────
 BODY_BYTES_MAX = 2 * 1024 * 1024  # bytes; 10,000 VM entries of some 150 bytes
+UNPROVEN_WINDOW_S = 60  # seconds in which a web worker writes so many audit entries of callers who proved nothing
+UNPROVEN_ENTRIES_MAX = 30  # entries; some 700 bytes each, so 30 MB a day at most
+EVIDENCE_BODY_BYTES_MAX = 24 * 1024 * 1024  # bytes; 16 MiB of IMA entries and 1 MiB of boot log in base64, and the rest
 PAGE_DEFAULT = 100  # items
 PAGE_MAX = 1000  # items
 LISTEN_BACKLOG = 1024  # connections that wait while a worker restarts
@@ -39,6 +42,9 @@ IDENTITY_CACHE_MAX = 65_536  # client certificates parsed once each, about 1 KB
 
 # ── custody ────────────────────────────────────────────────────────────────────────────────────────────────────
 HSM_OPERATION_DEADLINE_S = 5.0  # seconds; a network HSM answers in 1–5 ms, a hung one never
+HSM_OPERATION_SLOW_S = 0.012  # seconds; a rewrap is five PKCS#11 calls, of 2.4 ms each on a slow network HSM
+HSM_PING_DEADLINE_S = 20.0  # seconds; a ping waits behind two full frames of each of two web workers
+HSM_START_DEADLINE_S = 30.0  # seconds from its start until a worker listens; C_Initialize and login of a network HSM
 HSM_FRAME_OPERATIONS_MAX = 256  # operations a frame; about 20–60 ms of SoftHSM work
 HSM_FRAME_OPERATIONS_MIN = 8  # operations; smaller shares cost more in frames than they gain in parallel
 HSM_FRAMES_IN_FLIGHT = 2  # frames a worker: one being worked on, one waiting in its socket
@@ -73,11 +79,45 @@ TPM_NV_CONTENTS_BYTES_MAX = 1024  # bytes of one NV_Certify; common MAX_NV_BUFFE
 
 ATTESTATION_KEYS_CACHED = 65_536  # AKs parsed and checked once each, 2.4 KB measured
 GEO_TAGS_CACHED = 65_536  # tags whose signature was verified, by their exact bytes, 0.8 KB measured
+BASELINES_DECODED = 256  # golden boots kept ready to compare with, some 50 KB each
 BINDING_POLICIES_CACHED = 4096  # PolicyPCR digests, about 1.5 KB; a fleet has few distinct boot states
 
 EK_CERTIFICATE_BYTES_MAX = 6144  # bytes with padding; NV indices hold 1–4 KB, and the wire caps it here
 EK_CHAIN_MAX = 4  # certificates sent with an EK: leaf and intermediates
 EK_CHAIN_DEPTH_MAX = EK_CHAIN_MAX  # intermediates between leaf and vendor CA; more than are sent there can't be
+
+# ── boot log ───────────────────────────────────────────────────────────────────────────────────────────────────
+BOOT_LOG_BYTES_MAX = 1024 * 1024  # bytes; servers write 20–100 KB, and Linux keeps 64–256 KB of memory for it
+BOOT_EVENTS_MAX = 8192  # events; GRUB with a long configuration writes some 600
+BOOT_EVENT_BYTES_MAX = 256 * 1024  # bytes of one event; the largest is dbx, some 24 KB
+BOOT_PCRS = 24  # PCRs of a PC client TPM (PC Client PTP §4.6.1)
+BOOT_NAME_CHARS_MAX = 256  # characters of a variable's name, a file's or a certificate's; Linux paths come longer
+BOOT_SIGNATURE_LISTS_MAX = 1024  # EFI_SIGNATURE_LISTs in a variable; one a certificate, dozens are common
+BOOT_CERTIFICATES_MAX = 256  # certificates in one variable; dozens are common
+BOOT_PATH_NODES_MAX = 64  # nodes of one device path; about ten are common
+BOOT_GPT_ENTRIES_MAX = 1024  # partitions; UEFI tables have room for 128 by default
+BOOT_DIFFERENCES_MAX = 100  # differences that are told; whoever has more reads no further
+BOOT_REASONS_MAX = 32  # reasons against PCR 7 that are told; a made-up log could give thousands
+BOOT_VERDICTS_CACHED = 4096  # appraised logs, 3–19 KB measured each; one more is appraised in 1 ms
+IMA_INCREMENT_BYTES_MAX = 16 * 1024 * 1024  # bytes; some 140,000 entries
+IMA_ENTRIES_MAX = 2_000_000  # entries of one boot; a busy hypervisor measures some 10,000
+IMA_ENTRY_BYTES_MAX = 1024 * 1024  # bytes of one entry's fields; buffers hold keys and command lines
+IMA_TEMPLATE_NAME_BYTES_MAX = 15  # bytes; MAX_TEMPLATE_NAME_LEN
+RUNTIME_REASONS_MAX = 16  # failures of one host that are told in words; the rest is counted
+RUNTIME_POLICY_BYTES_MAX = 3 * 1024 * 1024  # bytes packed, what one store value holds: some 60,000 files
+RUNTIME_POLICIES_MAX = 8  # in force at once: every host is held against each
+LAUNCHED_VMS_MAX = 10_000  # VMs that one host may start in one boot; some 100 bytes each in its record
+
+# ── platform identity ──────────────────────────────────────────────────────────────────────────────────────────
+TPM_NV_CLOCK_INTERVAL_MAX_MS = 2**22  # milliseconds; Clock is saved at least every 69.9 minutes (Part 1 §36.3.2)
+TPM_CLOCK_DRIFT_PERCENT = 33  # percent; oscillators within 15 %, and as much by TPM2_ClockRateAdjust: 1.15² is 1.32
+TPM_CLOCK_SLACK_MS = (NONCE_LIFE_S + CLOCK_BACKWARDS_MAX_S) * 1000  # milliseconds; quoting to arrival, our clock
+
+DER_DEPTH_MAX = 16  # levels; a certificate's deepest extensions are at 10
+CRL_BYTES_MAX = 32 * 1024 * 1024  # bytes of one file; the largest public CRLs have some 20 MB
+CRL_SIGNATURES_CACHED = 256  # verified (CRL, issuer key) pairs; a folder has a few dozen
+EK_MODEL_CHARS_MAX = 64  # characters of a TPM's model; X.520 ub-name is 64 for most attributes
+NAME_CHARS_SHOWN = 200  # characters of a foreign certificate's name in a message
 
 # ── store ──────────────────────────────────────────────────────────────────────────────────────────────────────
 STORE_KEY_BYTES_MAX = 511  # bytes; LMDB's MDB_MAXKEYSIZE as built

@@ -1,15 +1,17 @@
 """Typed records in the store, sealed by the HSM's record MAC.
 
-A seal binds a record to its store key: whoever writes the database can lose records, but neither forge one nor put one
-in another's place. Stored form: ``u32 MAC key version ‖ 32-byte MAC ‖ msgpack``. Leases and refusal notes change with
-each call and decide nothing that policy and HSM don't decide again; they are plain.
+A seal binds a record to its store key: whoever writes the database can neither forge one nor put one in another's
+place, but can lose one or put an older one of the same key back. Stored form: ``u32 MAC key version ‖ 32-byte MAC ‖
+msgpack``. Leases and refusal notes change with each call and are plain: without a lease's seal, whoever writes the
+database may let a second host own a VM, if policy allows that host.
 """
 
 from __future__ import annotations
 
 import hmac
+import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar, cast
@@ -18,9 +20,11 @@ import msgspec
 
 from keypeer.wire.encoding import field
 from keypeer.wire.messages import PolicyDocument
+from keypeer.wire.runtime import RuntimePolicy
 from kms import domain, limits
 from kms.custody.port import Custody, KeyRecord, MacValue
 from kms.errors import BadRequest, Unavailable
+from kms.evidence.ima.policy import CompiledRuntime
 from kms.policy.model import Policy, compile_policy
 from kms.store.port import Check, Item, Store
 
@@ -31,6 +35,7 @@ _MAC_BYTES = 32
 _HEAD_BYTES = 4 + _MAC_BYTES
 _encode = msgspec.msgpack.Encoder().encode
 _document = msgspec.json.Decoder(PolicyDocument)
+_runtime = msgspec.msgpack.Decoder(RuntimePolicy)
 
 
 class Unsealed(NamedTuple):
@@ -63,6 +68,7 @@ class Kind(Generic[T]):
 
 
 EXPECTED = Kind("expected", domain.ExpectedHost)  # by EK digest in hex
+EXPECTED_NAMES = Kind("expected-name", domain.ReservedName)  # by host
 EK_OWNERS = Kind("ek", domain.EkOwner)  # by EK digest in hex
 HOSTS = Kind("host", domain.EnrolledHost)
 PRINCIPALS = Kind("principal", domain.Principal)  # by role/name
@@ -71,6 +77,9 @@ POLICIES = Kind("policy", domain.StoredPolicy)
 GEO_TAGS = Kind("geotag", domain.StoredGeoTag)
 NONCES = Kind("nonce", domain.OutstandingNonces)  # by host
 SESSIONS = Kind("session", domain.AttestationSession)  # by host: one session a host
+EVIDENCE = Kind("evidence", domain.HostEvidence)  # by host: what it proved last
+RUNTIME_POLICIES = Kind("runtime", domain.StoredRuntimePolicy)
+LAUNCHES = Kind("launch", domain.LaunchPosition)  # by host: this boot's launch log
 LEASES = Kind("lease", domain.Lease, sealed=False)  # by VM
 REFUSALS = Kind("refusal", domain.Refusal, sealed=False)  # by host
 VM_PREFIX = b"vm/"  # values are hsm_adapter KeyRecords, which carry their own MAC
@@ -85,8 +94,12 @@ _key_record = msgspec.msgpack.Decoder(KeyRecord)
 
 
 def decode_vm(value: bytes) -> KeyRecord:
-    """A VM's key record as stored. Its MAC is the HSM worker's to check, before any unwrap."""
-    return _key_record.decode(value)
+    """A VM's key record as stored. Its MAC is the HSM worker's to check, before any unwrap. Raises ``store.tampered``
+    for what is none."""
+    try:
+        return _key_record.decode(value)
+    except msgspec.DecodeError:
+        raise tampered(VM_PREFIX) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +145,9 @@ class Records:
 
     async def open(self, kind: Kind[T], items: Sequence[Item | None]) -> list[Loaded[T] | None]:
         """Verifies and decodes items as read, one HSM round trip for all that weren't seen before."""
-        if kind.sealed:
-            await self._verify(kind, [item for item in items if item is not None])
-        return [None if item is None else self._decode(kind, item) for item in items]
+        there = [item for item in items if item is not None]
+        values = iter(await self._verified_values(kind, there) if kind.sealed else map(_plain(kind), there))
+        return [None if item is None else Loaded(item.key, next(values), item.version) for item in items]
 
     async def seal(self, records: Sequence[Unsealed]) -> list[tuple[bytes, bytes]]:
         """What to put for each record, one HSM round trip for all."""
@@ -142,10 +155,20 @@ class Records:
         macs = iter(await self._custody.mac(to_seal) if to_seal else ())
         return [(key, _sealed(next(macs), payload) if sealed else payload) for key, payload, sealed in records]
 
-    async def _verify(self, kind: Kind[T], items: list[Item]) -> None:
-        fresh = [item for item in items if (item.key, item.value) not in self._verified]
-        if not fresh:
-            return
+    async def _verified_values(self, kind: Kind[T], items: list[Item]) -> list[T]:
+        # The key's prefix tells the type of what was verified under it. Values are taken before anything is awaited and
+        # not looked up again: other calls may push them out of the memory meanwhile.
+        known = {
+            (item.key, item.value): cast("T", self._verified[item.key, item.value])
+            for item in items
+            if (item.key, item.value) in self._verified
+        }
+        fresh = [item for item in items if (item.key, item.value) not in known]
+        if fresh:
+            known |= await self._verify(kind, fresh)
+        return [known[item.key, item.value] for item in items]
+
+    async def _verify(self, kind: Kind[T], fresh: list[Item]) -> dict[tuple[bytes, bytes], T]:
         for item in fresh:
             if len(item.value) <= _HEAD_BYTES or not any(item.value[:4]):  # version 0 would mean the current one
                 raise tampered(item.key)
@@ -156,24 +179,52 @@ class Records:
             )
         except BadRequest:  # a MAC key version that no service writes
             raise tampered(fresh[0].key) from None
+        found: dict[tuple[bytes, bytes], T] = {}
         for item, expected in zip(fresh, macs, strict=True):
             if not hmac.compare_digest(item.value[4:_HEAD_BYTES], expected.mac):
                 raise tampered(item.key)
-            self._verified[item.key, item.value] = kind.decoder.decode(item.value[_HEAD_BYTES:])
-            if len(self._verified) > limits.VERIFIED_RECORDS_MAX + len(items):
-                self._verified.popitem(last=False)
+            found[item.key, item.value] = kind.decoder.decode(item.value[_HEAD_BYTES:])
+        self._verified |= found
+        while len(self._verified) > limits.VERIFIED_RECORDS_MAX:
+            self._verified.popitem(last=False)
+        return found
 
-    def _decode(self, kind: Kind[T], item: Item) -> Loaded[T]:
-        if not kind.sealed:
-            return Loaded(item.key, kind.decoder.decode(item.value), item.version)
-        # The key's prefix tells the type, and it was verified a moment ago.
-        return Loaded(item.key, cast("T", self._verified[item.key, item.value]), item.version)
+
+def _plain(kind: Kind[T]) -> Callable[[Item], T]:
+    def decode(item: Item) -> T:
+        try:
+            return kind.decoder.decode(item.value)
+        except msgspec.DecodeError:
+            raise tampered(item.key) from None
+
+    return decode
 
 
 async def load_policy(records: Records, name: str) -> Loaded[Policy] | None:
     """A policy, freshly read and ready to decide with; compiled once for its exact bytes."""
     stored = await records.load(POLICIES, name)
     return None if stored is None else Loaded(stored.key, _compile(name, stored.value.document), stored.version)
+
+
+async def load_runtime_policies(records: Records) -> list[Loaded[CompiledRuntime]]:
+    """Every runtime policy in force, freshly read; compiled once for its exact bytes."""
+    stored = await records.page(RUNTIME_POLICIES, "", limits.RUNTIME_POLICIES_MAX)
+    return [Loaded(each.key, _compile_runtime(each.value.name, each.value.document), each.version) for each in stored]
+
+
+def pack_runtime(document: RuntimePolicy) -> bytes:
+    """A runtime policy as StoredRuntimePolicy keeps it. Digests don't shrink, the paths beside them do."""
+    return zlib.compress(_encode(document), 1)
+
+
+def unpack_runtime(packed: bytes) -> RuntimePolicy:
+    """The inverse of ``pack_runtime``."""
+    return _runtime.decode(zlib.decompress(packed))
+
+
+@lru_cache(2 * limits.RUNTIME_POLICIES_MAX)
+def _compile_runtime(name: str, packed: bytes) -> CompiledRuntime:
+    return CompiledRuntime(name, unpack_runtime(packed))
 
 
 @lru_cache(limits.COMPILED_POLICIES_MAX)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from keypeer.wire.profile import BOOT_PCRS, PCR_BANK
+from keypeer.wire.profile import BOOT_PCRS, PCR_BANK, QUOTE_PCRS
 from kms.errors import BadRequest
 
 FILE = "keypeer.toml"
@@ -56,7 +56,7 @@ class AttestationSettings(_Table, frozen=True, kw_only=True):
     """Which PCRs hosts quote and bind keys to; ``vendor_cas`` is a folder of EK issuers' certificates."""
 
     bank: Literal["sha256", "sha384"] = PCR_BANK
-    quote_pcrs: tuple[PcrIndex, ...] = BOOT_PCRS
+    quote_pcrs: tuple[PcrIndex, ...] = QUOTE_PCRS
     binding_pcrs: tuple[PcrIndex, ...] = BOOT_PCRS
     vendor_cas: str = "vendor-cas"
 

@@ -40,15 +40,18 @@ class Worker:
     socket: Path | None = None
     pin: Pin | None = None  # prompted for; handed to the worker on its standard input
     process: asyncio.subprocess.Process | None = None
+    started: float = 0.0
 
 
 class Supervisor:
     """Keeps ``workers`` running until ``stop``."""
 
-    def __init__(self, workers: Sequence[Worker], metrics_folder: Path) -> None:
+    def __init__(self, workers: Sequence[Worker], metrics_folder: Path, pin_variable: str = "") -> None:
         self._workers = tuple(workers)
         self._metrics = metrics_folder
         self._environment = {**os.environ, metrics.FOLDER_VARIABLE: str(metrics_folder)}
+        # Web workers hold no PIN, so they don't inherit one either.
+        self._without_pin = {name: value for name, value in self._environment.items() if name != pin_variable}
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -71,22 +74,26 @@ class Supervisor:
                 _signal(worker, signal.SIGKILL)
 
     async def _end(self) -> None:
-        """SIGTERM to all, and the time that open requests have."""
-        for worker in self._workers:
-            _signal(worker, signal.SIGTERM)
-        running = [worker.process.wait() for worker in self._workers if worker.process is not None]
-        try:
-            async with asyncio.timeout(limits.SHUTDOWN_GRACE_S + limits.WATCHDOG_INTERVAL_S):
-                await asyncio.gather(*running)
-        except TimeoutError:
-            for worker in self._workers:
-                _signal(worker, signal.SIGKILL)
+        """Web workers first, with the time that open requests have, then the HSM workers that serve them."""
+        web = [worker for worker in self._workers if worker.socket is None]
+        for workers in (web, [worker for worker in self._workers if worker.socket is not None]):
+            for worker in workers:
+                _signal(worker, signal.SIGTERM)
+            running = [worker.process.wait() for worker in workers if worker.process is not None]
+            try:
+                async with asyncio.timeout(limits.SHUTDOWN_GRACE_S + limits.WATCHDOG_INTERVAL_S):
+                    await asyncio.gather(*running)
+            except TimeoutError:
+                for worker in workers:
+                    _signal(worker, signal.SIGKILL)
 
     async def _keep(self, worker: Worker) -> None:
         delay = limits.RESTART_DELAY_S
         while not self._stopping.is_set():
             started = time.monotonic()
             worker.process = await self._start(worker)
+            if self._stopping.is_set():  # it was asked for between, and didn't reach this one
+                _signal(worker, signal.SIGTERM)
             code = await worker.process.wait()
             metrics.worker_died(self._metrics, worker.process.pid)
             if self._stopping.is_set():
@@ -102,8 +109,12 @@ class Supervisor:
     async def _start(self, worker: Worker) -> asyncio.subprocess.Process:
         stdin = asyncio.subprocess.DEVNULL if worker.pin is None else asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            *worker.command, pass_fds=worker.files, env=self._environment, stdin=stdin
+            *worker.command,
+            pass_fds=worker.files,
+            env=self._environment if worker.socket is not None else self._without_pin,
+            stdin=stdin,
         )
+        worker.started = time.monotonic()
         if worker.pin is not None and process.stdin is not None:
             process.stdin.write(worker.pin.reveal().encode())
             process.stdin.close()
@@ -116,8 +127,9 @@ class Supervisor:
             process = worker.process
             if worker.socket is None or process is None or process.returncode is not None:
                 continue
-            if await _hangs(worker.socket) and process is worker.process and process.returncode is None:
-                _log.error("worker hangs", worker=worker.name, deadline_s=limits.HSM_OPERATION_DEADLINE_S)
+            starting = time.monotonic() - worker.started < limits.HSM_START_DEADLINE_S
+            if await _hangs(worker.socket, starting) and process is worker.process and process.returncode is None:
+                _log.error("worker hangs", worker=worker.name, deadline_s=limits.HSM_PING_DEADLINE_S)
                 _signal(worker, signal.SIGKILL)
 
 
@@ -128,15 +140,15 @@ async def _sleep(stopping: asyncio.Event, seconds: float) -> None:
         return
 
 
-async def _hangs(path: Path) -> bool:
-    """Whether a worker that accepts connections leaves a ping unanswered past the deadline."""
+async def _hangs(path: Path, starting: bool) -> bool:
+    """Whether a worker leaves a ping unanswered past the deadline, or doesn't listen though it isn't starting."""
     try:
         reader, writer = await asyncio.open_unix_connection(str(path))
     except OSError:
-        return False  # not listening: starting, or gone; its process tells
+        return not starting
     try:
         writer.write(framing.encode_request(1, [Ping()]))
-        async with asyncio.timeout(limits.HSM_OPERATION_DEADLINE_S):
+        async with asyncio.timeout(limits.HSM_PING_DEADLINE_S):
             await reader.readexactly(framing.HEADER_BYTES)
     except TimeoutError:
         return True
@@ -223,7 +235,9 @@ async def supervise(home: Home, ready: Callable[[], None]) -> None:
     sockets = listeners(home.address, home.settings.service.workers)
     folder = home.run / "metrics"
     metrics.clear(folder)
-    supervisor = Supervisor([*hsm_workers(home), *web_workers(home, sockets)], folder)
+    source, _, variable = home.settings.hsm.pin.partition(":")
+    workers = [*hsm_workers(home), *web_workers(home, sockets)]
+    supervisor = Supervisor(workers, folder, variable if source == "env" else "")
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.stop)

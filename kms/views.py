@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import msgspec
 
+from keypeer.wire.boot import BootFacts
 from keypeer.wire.encoding import b64encode
 from keypeer.wire.geo import GeoSource, decode_statement
 from keypeer.wire.messages import (
     AppraisalView,
     BaselineView,
+    BootView,
     GeoTagView,
     GeoView,
     HostView,
     LeaseView,
+    LogPositions,
     PolicyDocument,
     PolicyView,
     ReasonView,
+    RuntimeView,
     SignedGeoTag,
     VmView,
 )
@@ -26,13 +31,18 @@ from kms.domain import (
     AppraisalFacts,
     AttestationSession,
     Baseline,
+    BootSummary,
     EnrolledHost,
     GeoFacts,
+    HostEvidence,
     KeyAttributes,
+    LaunchPosition,
     Lease,
     Refusal,
+    RuntimeVerdict,
     StoredGeoTag,
     StoredPolicy,
+    boot_facts,
 )
 from kms.errors import Reason
 
@@ -42,6 +52,11 @@ _document = msgspec.json.Decoder(PolicyDocument)
 
 def reason_view(reason: Reason) -> ReasonView:
     return ReasonView(id=reason.id, asked=reason.asked, found=reason.found, mend=reason.mend)
+
+
+def flat_views(reasons: tuple[tuple[str, str, str, str], ...]) -> tuple[ReasonView, ...]:
+    """Stored reasons."""
+    return tuple(ReasonView(id=i, asked=a, found=f, mend=m) for i, a, f, m in reasons)
 
 
 def geo_view(geo: GeoFacts) -> GeoView:
@@ -64,7 +79,49 @@ def appraisal_view(facts: AppraisalFacts) -> AppraisalView:
         reset_count=facts.counters.reset_count,
         restart_count=facts.counters.restart_count,
         pcr_digest=facts.pcr_digest.hex(),
+        boot=None if facts.boot is None else _boot_view(facts.boot),
+        drtm=facts.drtm,
+        runtime=tuple(_runtime_view(verdict) for verdict in facts.runtime),
+        tpm_manufacturer=facts.manufacturer,
+        tpm_firmware=facts.firmware,
     )
+
+
+def _boot_view(boot: BootSummary) -> BootView:
+    return BootView(
+        log_sha256=boot.log_sha256.hex(),
+        secure_boot=boot.secure_boot,
+        kernel_command_line=boot.kernel_command_line,
+    )
+
+
+def _runtime_view(verdict: RuntimeVerdict) -> RuntimeView:
+    return RuntimeView(policy=verdict.policy, entries=verdict.entries, reasons=flat_views(verdict.reasons))
+
+
+def log_positions(
+    evidence: HostEvidence | None,
+    session: AttestationSession | None,
+    launches: LaunchPosition,
+    runtime: Mapping[str, int],
+) -> LogPositions:
+    """What is known of a host's logs: its boot log whatever came since, the others of one boot. ``runtime``: the
+    versions of the runtime policies in force; the list is wanted whole when it wasn't held against just these."""
+    judged = {each.policy: each.version for each in session.runtime} if session else {}
+    reset_count = session.appraisal.counters.reset_count if session else launches.reset_count
+    return LogPositions(
+        boot_log=evidence.boot_log_sha256.hex() if evidence and evidence.boot else None,
+        reset_count=reset_count,
+        ima=session.ima.entries if session and judged == runtime else 0,
+        launches=launches.entries if launches.reset_count == reset_count else 0,
+    )
+
+
+def launched_configs(launches: LaunchPosition | None, session: AttestationSession) -> Mapping[str, bytes]:
+    """VM → SHA-256 of the configuration that the session's boot measured last."""
+    if launches is None or launches.reset_count != session.appraisal.counters.reset_count:
+        return {}
+    return launches.configs
 
 
 def geo_tag_view(stored: StoredGeoTag) -> GeoTagView:
@@ -101,9 +158,7 @@ def host_view(
         geo=geo_tag_view(tag).geo if tag else None,
         appraisal=appraisal_view(session.appraisal) if session else None,
         session_expires_at=session.expires_at if session else None,
-        last_refusal=tuple(ReasonView(id=i, asked=a, found=f, mend=m) for i, a, f, m in refusal.reasons)
-        if refusal
-        else (),
+        last_refusal=flat_views(refusal.reasons) if refusal else (),
         last_refusal_at=refusal.at if refusal else None,
     )
 
@@ -115,7 +170,22 @@ def baseline_view(baseline: Baseline) -> BaselineView:
         pcrs={str(index): tuple(v.hex() for v in values) for index, values in sorted(baseline.pcrs.items())},
         updated_at=baseline.updated_at,
         updated_by=baseline.updated_by,
+        status=baseline.status,
+        expires_at=baseline.expires_at,
+        decided_by=baseline.decided_by,
+        decided_at=baseline.decided_at,
+        boot=baseline_boot(baseline),
     )
+
+
+def baseline_boot(baseline: Baseline) -> BootFacts | None:
+    """The golden boot that a baseline holds, if it holds one."""
+    return boot_facts(baseline.boot)
+
+
+def evidence_boot(evidence: HostEvidence) -> BootFacts | None:
+    """What a host's last boot log proved, if it sent one."""
+    return boot_facts(evidence.boot)
 
 
 def policy_view(stored: StoredPolicy) -> PolicyView:
@@ -142,6 +212,7 @@ def vm_view(record: KeyRecord, lease: Lease | None) -> VmView:
         state="active",
         created_at=attributes.created_at,
         created_by=attributes.created_by,
+        config=attributes.config.hex() or None,
         lease=LeaseView(
             host=lease.host, version=lease.version, generation=lease.generation, expires_at=lease.expires_at
         )

@@ -34,6 +34,7 @@ FLOORS = {
     "kms.custody.port": 2,
     "kms.views": 2.3,
     "kms.records": 2.5,
+    "kms.known": 2.7,
     "kms.flows": 3,
     "kms.custody": 4,
     "kms.store": 4,

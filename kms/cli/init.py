@@ -46,7 +46,7 @@ url = "lmdb:store"
 map_size_mib = 65536       # address space, not disk: the file grows as it fills
 
 [attestation]
-quote_pcrs = [0, 1, 2, 3, 4, 5, 6, 7]
+quote_pcrs = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 14, 15, 17, 18]
 binding_pcrs = [0, 1, 2, 3, 4, 5, 6, 7]
 vendor_cas = "vendor-cas"  # certificates of the EK issuers that you trust
 """

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from kms import limits, pki
@@ -72,7 +72,7 @@ class Issuer:
     async def _staff(self, ca: bytes, role: Role) -> None:
         place = self._home.identities / role
         known = await self._records.load(PRINCIPALS, f"{role}/{role}")
-        if known is not None and not _expires_soon(place / "cert.pem", self._now):
+        if known is not None and not self._to_renew(place / "cert.pem", known.value):
             return
         spki, key = _new_key()
         certificate = await self._sign(
@@ -97,19 +97,37 @@ class Issuer:
         )
         check = known.check if known else Check(PRINCIPALS.key(f"{role}/{role}"), 0)
         puts = await self._records.seal([PRINCIPALS.put(f"{role}/{role}", principal)])
-        self._write_identity(place, certificate, key, ca)
+        # The files take their names once the store knows the certificate. After a crash in between, the drafts are
+        # there and the store's certificate isn't in cert.pem, so that the next run issues another one.
+        drafts = self._write_identity(place, certificate, key, ca)
         outcome = await self._store.commit(Commit(checks=[check], puts=puts, entries=[encode_record(entry)]))
         if not isinstance(outcome, Committed):
             raise KeypeerError("store.conflict", f"someone else issued a certificate for {role} at the same time")
+        for draft in drafts:
+            draft.replace(draft.with_suffix(""))
         self._done.add(f"issued the first {role} certificate in {place}")
 
-    def _write_identity(self, place: Path, certificate: bytes, key: bytes, ca: bytes) -> None:
+    def _to_renew(self, path: Path, known: Principal) -> bool:
+        """Whether the certificate at ``path`` is no longer the one that is good, or soon won't be. One that was taken
+        to its owner's machine is left alone: issuing another would end it."""
+        if not path.exists():
+            return path.with_name(f"{path.name}.new").exists()
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        is_good = certificate.fingerprint(hashes.SHA256()) == known.certificate_sha256
+        return not is_good or _expires_soon(path, self._now)
+
+    def _write_identity(self, place: Path, certificate: bytes, key: bytes, ca: bytes) -> list[Path]:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         _, port = self._home.address
-        write_private(place / "key.pem", key)
-        write_private(place / "cert.pem", pki.to_pem(certificate).encode())
-        write_private(place / "ca.pem", pki.to_pem(ca).encode())
-        write_private(place / "server", f"https://{self._home.settings.service.names[0]}:{port}\n".encode())
+        files = {
+            "key.pem": key,
+            "cert.pem": pki.to_pem(certificate).encode(),
+            "ca.pem": pki.to_pem(ca).encode(),
+            "server": f"https://{self._home.settings.service.names[0]}:{port}\n".encode(),
+        }
+        for name, data in files.items():
+            write_private(place / f"{name}.new", data)
+        return [place / f"{name}.new" for name in files]
 
     async def _sign(self, tbs: bytes) -> bytes:
         return pki.assemble(tbs, await self._custody.sign("ca", tbs))

@@ -69,7 +69,8 @@ class _Connection(asyncio.Protocol):
         self._client = client
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
-        self._frames: deque[tuple[list[_Job], float]] = deque()
+        self._frames: deque[list[_Job]] = deque()
+        self._head_since = 0.0  # when the oldest frame became the one that is worked on
         self._sent = 0
 
     @property
@@ -87,22 +88,28 @@ class _Connection(asyncio.Protocol):
         """Sends one frame; replies come back in order."""
         if self._transport is None:
             raise AssertionError("a connection is used only once it is made")
+        frame = framing.encode_request(self._sent + 1, [job.operation for job in jobs])
         self._sent += 1
-        self._frames.append((jobs, time.monotonic() + limits.HSM_OPERATION_DEADLINE_S))
-        self._transport.write(framing.encode_request(self._sent, [job.operation for job in jobs]))
+        if not self._frames:
+            self._head_since = time.monotonic()
+        self._frames.append(jobs)
+        self._transport.write(frame)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         try:
             while (payload := framing.take_frame(self._buffer)) is not None:
                 self._answer(framing.decode_reply(payload))
-        except framing.FrameError as error:
+        except (framing.FrameError, ValueError) as error:
             _log.error("worker speaks nonsense", worker=self.name, error=str(error))
             self.abort()
         self._client.pump()
 
     def _answer(self, reply: framing.Reply) -> None:
-        jobs, _deadline = self._frames.popleft()
+        if not self._frames or len(self._frames[0]) != len(reply.results):
+            raise framing.FrameError(f"{len(reply.results)} results that nobody asked for")
+        jobs = self._frames.popleft()
+        self._head_since = time.monotonic()
         for job, result in zip(jobs, reply.results, strict=True):
             if isinstance(result, Pong):
                 self.health = WorkerHealth(self.name, result.healthy, result.reason)
@@ -110,8 +117,12 @@ class _Connection(asyncio.Protocol):
                 job.future.set_result(result)
 
     def overdue(self, now: float) -> bool:
-        """Whether the oldest frame has waited past its deadline."""
-        return bool(self._frames) and self._frames[0][1] < now
+        """Whether the oldest frame has been worked on past its deadline: one operation's, and time for all that a slow
+        HSM may have to do before it, of this frame and of other web workers' frames."""
+        if not self._frames:
+            return False
+        before = len(self._frames[0]) + limits.HSM_FRAMES_IN_FLIGHT * limits.HSM_FRAME_OPERATIONS_MAX
+        return now - self._head_since > limits.HSM_OPERATION_DEADLINE_S + before * limits.HSM_OPERATION_SLOW_S
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -119,7 +130,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.health = WorkerHealth(self.name, healthy=False, reason="not running")
-        lost = [job for jobs, _deadline in self._frames for job in jobs]
+        lost = [job for jobs in self._frames for job in jobs]
         self._frames.clear()
         if not self.closed.done():
             self.closed.set_result(None)

@@ -35,7 +35,7 @@ __all__ = [
     "WorkerHealth",
 ]
 
-SigningKey = Literal["ca", "geo", "audit"]
+SigningKey = Literal["ca", "geo", "audit", "appraisal"]
 
 
 @dataclass(frozen=True, slots=True)

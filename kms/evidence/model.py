@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from kms.domain import Baseline, BindingKey, Counters
+from keypeer.wire.boot import BootFacts
+from keypeer.wire.launch import LaunchEntry
+from kms.domain import (
+    NO_IMA,
+    NO_LAUNCHES,
+    Baseline,
+    BindingKey,
+    ClockRecord,
+    Counters,
+    ImaPosition,
+    LaunchPosition,
+    RuntimeState,
+)
 from kms.errors import Reason
+from kms.evidence.ima.policy import CompiledRuntime
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +44,31 @@ class BindingEvidence:
 
 
 @dataclass(frozen=True, slots=True)
+class BootLogEvidence:
+    """The firmware's event log; ``log`` is None when the host trusts the service to know it by its SHA-256."""
+
+    sha256: bytes
+    log: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImaEvidence:
+    """Linux' measurement list from entry ``start`` on, as the kernel prints it."""
+
+    start: int
+    form: Literal["ascii", "binary"]
+    entries: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchEvidence:
+    """The launch log from entry ``start`` on."""
+
+    start: int
+    entries: tuple[LaunchEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """One exchange's evidence, nothing of it proven. ``pcr_values`` are the quoted PCRs' values, concatenated in
     ascending order; ``binding_name`` is the TPM Name of the key that shall receive session keys."""
@@ -40,6 +79,28 @@ class Evidence:
     binding_name: bytes
     geo: GeoEvidence | None
     binding: BindingEvidence | None
+    boot_log: BootLogEvidence | None = None
+    ima: ImaEvidence | None = None
+    launches: LaunchEvidence | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRuntime:
+    """A runtime policy in force, its version in the store, and how the session's list stands under it (None: it was
+    never held against this version)."""
+
+    policy: CompiledRuntime
+    version: int
+    state: RuntimeState | None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBoot:
+    """What a boot log with this SHA-256 proved about PCRs with these values."""
+
+    log_sha256: bytes
+    pcrs: Mapping[int, bytes]
+    facts: BootFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +108,10 @@ class Expectations:
     """What the service knows about the host, and what this exchange asked for.
 
     ``ek_digest``: SHA-256 of the EK's TPMT_PUBLIC. ``ak_public``: the enrolled AK's TPMT_PUBLIC. ``qualifying_data``:
-    keypeer.wire.canonical.qualifying_data of this exchange. ``geo_public_key``: SPKI DER, EC P-256. ``known_binding``
-    and ``previous``: from the host's session, when it has one.
+    keypeer.wire.canonical.qualifying_data of this exchange. ``geo_public_key``: SPKI DER, EC P-256. ``known_binding``,
+    ``previous`` and ``known_ima``: of the host's session, when it has one; ``last_clock``: the last reading of its
+    TPM's; ``known_boot``: from its last evidence; ``known_launches``: of its last boot; ``runtime``: the policies that
+    its list is held against. ``manufacturer`` is the TPM's, by its EK certificate.
     """
 
     host: str
@@ -63,6 +126,12 @@ class Expectations:
     current_tag: str | None
     known_binding: BindingKey | None
     previous: Counters | None
+    last_clock: ClockRecord | None = None
+    known_boot: KnownBoot | None = None
+    known_ima: ImaPosition = NO_IMA
+    runtime: tuple[KnownRuntime, ...] = ()
+    known_launches: LaunchPosition = NO_LAUNCHES
+    manufacturer: str = ""
 
     def __post_init__(self) -> None:
         # A binding key over PCRs that the quote doesn't show could be bound to anything.

@@ -8,18 +8,21 @@ from typing import NamedTuple
 from kms.domain import Counters
 from kms.evidence.model import Evidence, Expectations, Findings
 from kms.evidence.signed import check_qualifying_data, counters, is_tpms_word
-from kms.tpm.attest import parse_quote
+from kms.tpm.attest import ClockInfo, parse_quote
 from kms.tpm.checks import AttestationKey
 from kms.tpm.constants import BANKS, ST_ATTEST_QUOTE, alg_name
 from kms.tpm.selection import PcrSelection
 
 
 class QuoteFacts(NamedTuple):
-    """``pcrs`` (index → value) is None when selection or digest don't hold: then no value is proven."""
+    """``pcrs`` (index → value) is None when selection or digest don't hold: then no value is proven. ``clock`` and
+    ``firmware_version`` are what kms.evidence.counters and kms.evidence.tpm_identity judge."""
 
     counters: Counters
     pcr_digest: bytes
     pcrs: dict[int, bytes] | None
+    clock: ClockInfo
+    firmware_version: int
 
 
 def check_quote(
@@ -42,7 +45,8 @@ def check_quote(
             mend=f"host {findings.host} reads the PCRs again until they match its quote",
         )
         pcrs = None
-    return QuoteFacts(counters(quote.clock_info), quote.info.pcr_digest, pcrs)
+    clock = quote.clock_info
+    return QuoteFacts(counters(clock), quote.info.pcr_digest, pcrs, clock, quote.firmware_version)
 
 
 def _selection_is_wanted(findings: Findings, selections: tuple[PcrSelection, ...], expectations: Expectations) -> bool:

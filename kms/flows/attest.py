@@ -3,8 +3,6 @@ host's session in the same commit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
 from keypeer.wire.canonical import qualifying_data
@@ -13,39 +11,38 @@ from keypeer.wire.messages import AttestRequest, AttestResult, SessionGrant
 from kms import limits, nonces
 from kms.audit.record import flat
 from kms.custody.port import OpenSession
-from kms.domain import AttestationSession, EnrolledHost, GeoFacts, OutstandingNonces, Refusal
-from kms.errors import KeypeerError, Reason, Refused
-from kms.evidence.appraise import Appraisal, Untrusted, appraise
-from kms.evidence.model import BindingEvidence, Evidence, Expectations, GeoEvidence
+from kms.domain import (
+    NO_IMA,
+    NO_LAUNCHES,
+    AttestationSession,
+    GeoFacts,
+    OutstandingNonces,
+    Refusal,
+)
+from kms.errors import KeypeerError, LogsWanted, Reason, Refused
+from kms.evidence.appraise import Appraisal, Proven, Untrusted, appraise
+from kms.evidence.model import Evidence, Expectations
+from kms.evidence.received import received
 from kms.flows.context import Caller, Context, conflict, host_refusal, unknown_host
-from kms.records import BASELINES, GEO_TAGS, HOSTS, NONCES, REFUSALS, SESSIONS, Loaded
-from kms.store.port import Check
-from kms.views import appraisal_view
+from kms.known import KnownHost, read_known
+from kms.records import (
+    EVIDENCE,
+    HOSTS,
+    LAUNCHES,
+    NONCES,
+    REFUSALS,
+    SESSIONS,
+)
+from kms.views import appraisal_view, log_positions
 
 _ACTION = "host.attest"
 _encode = msgspec.msgpack.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    """What was read for one exchange; the commit checks that it still holds."""
-
-    host: Loaded[EnrolledHost]
-    nonces: Loaded[OutstandingNonces] | None
-    session: Loaded[AttestationSession] | None
-
-    def checks(self, name: str) -> list[Check]:
-        return [
-            self.host.check,
-            self.nonces.check if self.nonces else Check(NONCES.key(name), 0),
-            self.session.check if self.session else Check(SESSIONS.key(name), 0),
-        ]
-
-
 async def attest(ctx: Context, caller: Caller, request: AttestRequest) -> AttestResult:
     """Appraises the evidence; raises Refused ``attestation.refused`` with every reason when it isn't good,
     EvidenceError ``evidence.malformed`` when it doesn't parse."""
-    evidence, nonce = _evidence(request), b64decode(request.nonce, "nonce")
+    evidence, nonce = received(request), b64decode(request.nonce, "nonce")
     for _ in range(limits.RELEASE_ATTEMPTS_MAX):
         result = await _once(ctx, caller, request, evidence, nonce)
         if result is not None:
@@ -63,27 +60,31 @@ async def _once(
     except Refused as error:
         raise await ctx.refuse(caller, _ACTION, error, host=caller.name) from None
     try:
-        verdict = appraise(evidence, await _expectations(ctx, caller, state, request), now)
+        verdict = appraise(evidence, _expectations(ctx, caller, state, request), now)
+    except LogsWanted as error:  # no verdict: the nonce is used up, the session stays
+        puts = await ctx.records.seal([NONCES.put(caller.name, left)])
+        if await ctx.try_commit(checks=state.checks(), puts=puts, entries=[]):
+            raise error from None
+        return None
     except KeypeerError as error:  # bytes that don't parse, or an AK that today's rules don't take
-        await _refuse(ctx, caller, state, left, error)
+        await _refuse(ctx, caller, state, left, error, None)
         return None
     if isinstance(verdict, Untrusted):
-        await _refuse(ctx, caller, state, left, _untrusted(caller.name, verdict))
+        await _refuse(ctx, caller, state, left, _untrusted(caller.name, verdict), verdict.proven)
         return None
     return await _grant(ctx, caller, state, left, verdict, request)
 
 
-async def _read(ctx: Context, caller: Caller) -> _State:
+async def _read(ctx: Context, caller: Caller) -> KnownHost:
     host = await ctx.records.load(HOSTS, caller.name)
     error = host_refusal(host.value if host else None, caller)
     if error is not None or host is None:
         raise await ctx.refuse(caller, _ACTION, error or unknown_host(caller.name), host=caller.name)
-    return _State(host, await ctx.records.load(NONCES, caller.name), await ctx.records.load(SESSIONS, caller.name))
+    return await read_known(ctx.records, host)
 
 
-async def _expectations(ctx: Context, caller: Caller, state: _State, request: AttestRequest) -> Expectations:
+def _expectations(ctx: Context, caller: Caller, state: KnownHost, request: AttestRequest) -> Expectations:
     host, session = state.host.value, state.session.value if state.session else None
-    tag = await ctx.records.load(GEO_TAGS, host.host)
     return Expectations(
         host=host.host,
         ek_digest=host.ek_digest,
@@ -98,11 +99,17 @@ async def _expectations(ctx: Context, caller: Caller, state: _State, request: At
         bank=ctx.profile.bank,
         quote_pcrs=frozenset(ctx.profile.quote_pcrs),
         binding_pcrs=ctx.profile.binding_pcrs,
-        baselines=tuple(loaded.value for loaded in await ctx.records.all(BASELINES)),
+        baselines=tuple(loaded.value for loaded in state.baselines),
         geo_public_key=ctx.geo_key,
-        current_tag=tag.value.tag if tag else None,
+        current_tag=state.tag.value.tag if state.tag else None,
         known_binding=session.binding if session else None,
         previous=session.appraisal.counters if session else None,
+        last_clock=state.last_clock(),
+        known_boot=state.known_boot(),
+        known_ima=session.ima if session else NO_IMA,
+        known_launches=state.launches.value if state.launches else NO_LAUNCHES,
+        runtime=state.known_runtime(),
+        manufacturer=host.manufacturer,
     )
 
 
@@ -115,21 +122,35 @@ def _untrusted(host: str, verdict: Untrusted) -> Refused:
     )
 
 
-async def _refuse(ctx: Context, caller: Caller, state: _State, left: OutstandingNonces, error: KeypeerError) -> None:
+async def _refuse(
+    ctx: Context,
+    caller: Caller,
+    state: KnownHost,
+    left: OutstandingNonces,
+    error: KeypeerError,
+    proven: Proven | None,
+) -> None:
     """Uses the nonce up, ends the session and raises ``error``; returns when another change came first."""
     reasons = error.reasons or (Reason(error.code, "evidence that parses", error.detail, error.hint),)
     note = Refusal(at=ctx.now(), reasons=flat(reasons))
-    puts = await ctx.records.seal([NONCES.put(caller.name, left), REFUSALS.put(caller.name, note)])
+    records = [NONCES.put(caller.name, left), REFUSALS.put(caller.name, note)]
+    if proven is not None:
+        # The session goes, and its clock with it. Counters that went back don't become what is asked for next time.
+        kept = state.kept_evidence(proven, ctx.now())
+        if any(reason.id.startswith("counters.") for reason in reasons):
+            kept = msgspec.structs.replace(kept, clock=state.last_clock())
+        records.append(EVIDENCE.put(caller.name, kept))
+    puts = await ctx.records.seal(records)
     entry = ctx.entry(caller, _ACTION, "refused", host=caller.name, error=error)
     deletes = [SESSIONS.key(caller.name)]
-    if await ctx.try_commit(checks=state.checks(caller.name), puts=puts, deletes=deletes, entries=[entry]):
+    if await ctx.try_commit(checks=state.checks(), puts=puts, deletes=deletes, entries=[entry]):
         raise error
 
 
 async def _grant(
     ctx: Context,
     caller: Caller,
-    state: _State,
+    state: KnownHost,
     left: OutstandingNonces,
     verdict: Appraisal,
     request: AttestRequest,
@@ -137,9 +158,13 @@ async def _grant(
     now = ctx.now()
     session = await _session(ctx, caller, state.session.value if state.session else None, verdict, now)
     nonce = ctx.random(limits.NONCE_BYTES)
-    puts = await ctx.records.seal(
-        [NONCES.put(caller.name, nonces.issue(left, nonce, now)), SESSIONS.put(caller.name, session)]
-    )
+    records = [NONCES.put(caller.name, nonces.issue(left, nonce, now)), SESSIONS.put(caller.name, session)]
+    kept = state.kept_evidence(verdict.proven, now)
+    if state.is_news(kept):
+        records.append(EVIDENCE.put(caller.name, kept))
+    if verdict.launches != (state.launches.value if state.launches else NO_LAUNCHES):
+        records.append(LAUNCHES.put(caller.name, verdict.launches))
+    puts = await ctx.records.seal(records)
     facts = verdict.facts
     entry = ctx.entry(
         caller,
@@ -155,12 +180,21 @@ async def _grant(
         },
     )
     deletes = [REFUSALS.key(caller.name)]
-    if not await ctx.try_commit(checks=state.checks(caller.name), puts=puts, deletes=deletes, entries=[entry]):
+    if not await ctx.try_commit(checks=state.checks(), puts=puts, deletes=deletes, entries=[entry]):
         return None
     return AttestResult(
         appraisal=appraisal_view(facts),
         session=_grant_view(session),
-        next_challenge=ctx.challenge(nonce, request.purpose),
+        next_challenge=ctx.challenge(
+            nonce,
+            request.purpose,
+            log_positions(
+                kept,
+                session,
+                verdict.launches,
+                state.runtime_versions(),
+            ),
+        ),
     )
 
 
@@ -175,7 +209,13 @@ async def _session(
         and known.certificate_sha256 == caller.certificate_sha256
         and known.expires_at > now
     ):
-        return msgspec.structs.replace(known, appraisal=verdict.facts, expires_at=expires_at)
+        return msgspec.structs.replace(
+            known,
+            appraisal=verdict.facts,
+            expires_at=expires_at,
+            ima=verdict.runtime.ima,
+            runtime=verdict.runtime.positions,
+        )
     opened = await ctx.custody.open_session(
         OpenSession(
             session=ctx.random(limits.SESSION_ID_BYTES),
@@ -197,6 +237,8 @@ async def _session(
         oaep_hash="sha256" if opened.oaep_hash == "sha256" else "sha1",
         wrapped_mac_key=opened.wrapped_mac_key,
         signature=opened.signature,
+        ima=verdict.runtime.ima,
+        runtime=verdict.runtime.positions,
     )
 
 
@@ -215,29 +257,4 @@ def _grant_view(session: AttestationSession) -> SessionGrant:
         oaep_hash=session.oaep_hash,
         wrapped_mac_key=b64encode(session.wrapped_mac_key),
         signature=b64encode(session.signature),
-    )
-
-
-def _evidence(request: AttestRequest) -> Evidence:
-    geo, binding = request.geo, request.binding
-    return Evidence(
-        quote_attest=b64decode(request.quote.attest, "quote.attest"),
-        quote_signature=b64decode(request.quote.signature, "quote.signature"),
-        pcr_values=b64decode(request.pcr_values, "pcr_values"),
-        binding_name=b64decode(request.binding_name, "binding_name"),
-        geo=None
-        if geo is None
-        else GeoEvidence(
-            statement=b64decode(geo.tag.statement, "geo.tag.statement"),
-            tag_signature=b64decode(geo.tag.signature, "geo.tag.signature"),
-            attest=b64decode(geo.certified.attest, "geo.certified.attest"),
-            signature=b64decode(geo.certified.signature, "geo.certified.signature"),
-        ),
-        binding=None
-        if binding is None
-        else BindingEvidence(
-            public=b64decode(binding.public, "binding.public"),
-            attest=b64decode(binding.certified.attest, "binding.certified.attest"),
-            signature=b64decode(binding.certified.signature, "binding.certified.signature"),
-        ),
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from keypeer.wire.messages import Challenge, ChallengeRequest
+from keypeer.wire.messages import Challenge, ChallengeRequest, LogPositions
 from kms import limits, nonces
+from kms.domain import NO_LAUNCHES
 from kms.flows.context import Caller, Context, conflict
-from kms.records import NONCES
+from kms.records import EVIDENCE, LAUNCHES, NONCES, SESSIONS, load_runtime_policies
 from kms.store.port import Check
+from kms.views import log_positions
 
 
 async def challenge(ctx: Context, caller: Caller, request: ChallengeRequest) -> Challenge:
@@ -19,5 +21,16 @@ async def challenge(ctx: Context, caller: Caller, request: ChallengeRequest) -> 
         puts = await ctx.records.seal([NONCES.put(caller.name, outstanding)])
         check = known.check if known else Check(NONCES.key(caller.name), 0)
         if await ctx.try_commit(checks=[check], puts=puts, entries=[]):
-            return ctx.challenge(nonce, request.purpose)
+            return ctx.challenge(nonce, request.purpose, await _positions(ctx, caller.name))
     raise conflict()
+
+
+async def _positions(ctx: Context, host: str) -> LogPositions:
+    evidence, launches = await ctx.records.load(EVIDENCE, host), await ctx.records.load(LAUNCHES, host)
+    session = await ctx.records.load(SESSIONS, host)
+    return log_positions(
+        evidence.value if evidence else None,
+        session.value if session else None,
+        launches.value if launches else NO_LAUNCHES,
+        {loaded.value.name: loaded.version for loaded in await load_runtime_policies(ctx.records)},
+    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Literal
 
 from keypeer.wire.encoding import b64encode
-from keypeer.wire.messages import Challenge, Purpose
+from keypeer.wire.messages import Challenge, LogPositions, Purpose
 from keypeer.wire.profile import GEO_NV_INDEX
 from kms import limits
 from kms.audit.record import AuditRecord, Outcome, encode_record, flat
@@ -39,6 +39,21 @@ class AttestationProfile:
     binding_pcrs: tuple[int, ...]
 
 
+class UnprovenBudget:
+    """How many audit entries callers who proved nothing may cause: a full log would stop every release."""
+
+    def __init__(self) -> None:
+        self._window, self._left = 0, limits.UNPROVEN_ENTRIES_MAX
+
+    def take(self, now: int) -> bool:
+        """Whether one more entry is within the bound at ``now``."""
+        window = now // limits.UNPROVEN_WINDOW_S
+        if window != self._window:
+            self._window, self._left = window, limits.UNPROVEN_ENTRIES_MAX
+        self._left -= 1
+        return self._left >= 0
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """The service's parts. ``clock`` gives Unix seconds, ``random`` so many bytes from the system's generator."""
@@ -53,13 +68,15 @@ class Context:
     ca: bytes
     geo_key: bytes
     session_key: bytes
+    appraisal_key: bytes
+    unproven: UnprovenBudget = field(default_factory=UnprovenBudget)
 
     def now(self) -> int:
         """The time, in whole Unix seconds."""
         return int(self.clock())
 
-    def challenge(self, nonce: bytes, purpose: Purpose) -> Challenge:
-        """The challenge that carries a nonce issued now."""
+    def challenge(self, nonce: bytes, purpose: Purpose, logs: LogPositions) -> Challenge:
+        """The challenge that carries a nonce issued now; ``logs`` says what is known of the host's."""
         return Challenge(
             nonce=b64encode(nonce),
             purpose=purpose,
@@ -68,6 +85,7 @@ class Context:
             quote_pcrs=self.profile.quote_pcrs,
             binding_pcrs=self.profile.binding_pcrs,
             geo_nv_index=GEO_NV_INDEX,
+            logs=logs,
         )
 
     def entry(
@@ -132,7 +150,10 @@ class Context:
     async def refuse(
         self, caller: Caller | None, action: str, error: KeypeerError, *, host: str = "", vm: str = ""
     ) -> KeypeerError:
-        """Writes the refusal's audit entry, durable, and gives ``error`` back to be raised."""
+        """Writes the refusal's audit entry, durable, and gives ``error`` back to be raised. Of callers who proved
+        nothing some are written, all are counted (metrics) and logged."""
+        if caller is None and not self.unproven.take(self.now()):
+            return error
         await self.commit(entries=[self.entry(caller, action, "refused", host=host, vm=vm, error=error)])
         return error
 

@@ -16,10 +16,10 @@ from keypeer.wire.encoding import b64decode, b64encode
 from keypeer.wire.messages import ActivateRequest, EnrolChallenge, EnrolRequest, EnrolResult
 from kms import limits, pki
 from kms.domain import EkOwner, EnrolledHost, HostStatus, PendingEnrolment
-from kms.errors import BadRequest, KeypeerError, Refused
-from kms.evidence.ek import ek_digest, ek_trust
+from kms.errors import BadRequest, KeypeerError, Refused, Unavailable
+from kms.evidence.ek import ek_digest, judge_ek
 from kms.flows.context import Caller, Context, conflict
-from kms.records import EK_OWNERS, EXPECTED, HOSTS, SESSIONS, Loaded
+from kms.records import EK_OWNERS, EVIDENCE, EXPECTED, EXPECTED_NAMES, HOSTS, LAUNCHES, SESSIONS, Loaded
 from kms.store.port import Check
 from kms.tpm.checks import check_attestation_key
 from kms.tpm.credential import make_credential
@@ -42,7 +42,8 @@ async def enrol(ctx: Context, request: EnrolRequest) -> EnrolChallenge:
         expected = await ctx.records.load(EXPECTED, digest.hex())
         certificates = tuple(b64decode(der, "ek_certificates") for der in request.ek_certificates)
         listed = expected is not None and expected.value.host == request.host
-        trust = ek_trust(ek_public, certificates, ctx.vendor_cas, expected=listed, now=now)
+        verdict = judge_ek(ek_public, certificates, ctx.vendor_cas, expected=listed, now=now)
+        await _check_reserved(ctx, request.host, digest)
         _check_owner(request.host, digest, *await _current(ctx, request.host, digest))
     except KeypeerError as error:
         raise await ctx.refuse(None, "host.enrol", error, host=request.host) from None
@@ -50,11 +51,12 @@ async def enrol(ctx: Context, request: EnrolRequest) -> EnrolChallenge:
     pending = PendingEnrolment(
         host=request.host,
         ek_digest=digest,
-        ek_trust=trust,
+        ek_trust=verdict.trust,
         ak_public=ak.encoded,
         tls_public=pki.csr_public_key(request.csr.encode()),
         secret_digest=hashlib.sha256(secret).digest(),
         expires_at=now + limits.ENROLMENT_LIFE_S,
+        manufacturer=verdict.identity.manufacturer if verdict.identity else "",
     )
     credential, encrypted_secret = make_credential(parse_public_2b(ek_public), ak.name, secret, ctx.random)
     note = _encode(pending)
@@ -73,6 +75,7 @@ async def activate(ctx: Context, request: ActivateRequest) -> EnrolResult:
     pending = await _open_note(ctx, b64decode(request.enrolment, "enrolment"))
     try:
         _check_proof(pending, b64decode(request.secret, "secret"), now)
+        await _check_reserved(ctx, pending.host, pending.ek_digest)
         host, owner = await _current(ctx, pending.host, pending.ek_digest)
         _check_owner(pending.host, pending.ek_digest, host, owner)
     except KeypeerError as error:
@@ -95,7 +98,9 @@ async def activate(ctx: Context, request: ActivateRequest) -> EnrolResult:
         "certificate_sha256": enrolled.certificate_sha256.hex(),
     }
     entry = ctx.entry(_as_caller(pending.host, certificate), "host.enrol", "done", host=pending.host, facts=facts)
-    if not await ctx.try_commit(checks=checks, puts=puts, deletes=[SESSIONS.key(pending.host)], entries=[entry]):
+    # What was known of the host's TPM begins anew with it.
+    deletes = [kind.key(pending.host) for kind in (SESSIONS, EVIDENCE, LAUNCHES)]
+    if not await ctx.try_commit(checks=checks, puts=puts, deletes=deletes, entries=[entry]):
         raise conflict()
     return EnrolResult(
         host=pending.host,
@@ -117,6 +122,8 @@ async def _open_note(ctx: Context, sealed: bytes) -> PendingEnrolment:
         (expected,) = await ctx.custody.mac([_LABEL + note], [int.from_bytes(sealed[:4], "big")])
     except BadRequest:
         raise error from None
+    except Unavailable as unavailable:  # a MAC key version that the token doesn't have
+        raise (error if unavailable.code == "hsm.key_missing" else unavailable) from None
     if not hmac.compare_digest(sealed[4:head], expected.mac):
         raise error
     return _decode(note)
@@ -141,6 +148,17 @@ async def _current(
     ctx: Context, host: str, digest: bytes
 ) -> tuple[Loaded[EnrolledHost] | None, Loaded[EkOwner] | None]:
     return await ctx.records.load(HOSTS, host), await ctx.records.load(EK_OWNERS, digest.hex())
+
+
+async def _check_reserved(ctx: Context, host: str, digest: bytes) -> None:
+    reserved = await ctx.records.load(EXPECTED_NAMES, host)
+    if reserved is not None and reserved.value.ek_digest != digest:
+        raise Refused(
+            "enrol.host_reserved",
+            f"the inventory keeps the name {host} for the TPM with EK {reserved.value.ek_digest.hex()[:16]}…",
+            hint="choose another host name, or have an officer expect this TPM (keypeer host expect)",
+            status=HTTPStatus.CONFLICT,
+        )
 
 
 def _check_owner(name: str, digest: bytes, host: Loaded[EnrolledHost] | None, owner: Loaded[EkOwner] | None) -> None:
@@ -198,6 +216,7 @@ def _enrolled(
         enrolled_at=now,
         decided_by=decided_by,
         decided_at=decided_at,
+        manufacturer=pending.manufacturer,
     )
 
 

@@ -8,7 +8,7 @@ from keypeer.wire.messages import GeoTagPage, GeoTagView, IssueGeoTag
 from kms.domain import StoredGeoTag
 from kms.errors import BadRequest, NotFound
 from kms.flows.context import Caller, Context, unknown_host
-from kms.records import GEO_TAGS, HOSTS
+from kms.records import GEO_TAGS, HOSTS, SESSIONS
 from kms.store.port import Check
 from kms.views import geo_tag_view
 
@@ -55,6 +55,7 @@ async def _store(ctx: Context, caller: Caller, host: str, statement: bytes, host
     await ctx.commit(
         checks=[host_check, known.check if known else Check(GEO_TAGS.key(host), 0)],
         puts=await ctx.records.seal([GEO_TAGS.put(host, stored)]),
+        deletes=[SESSIONS.key(host)],  # it stands on the tag before
         entries=[ctx.entry(caller, "geo-tag.issue", "done", host=host, facts=facts)],
     )
     return view

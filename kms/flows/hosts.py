@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from keypeer.wire.messages import ExpectHost, HostPage, HostView, RevokeHost
-from kms.domain import EnrolledHost, ExpectedHost, HostStatus
+from kms.domain import EnrolledHost, ExpectedHost, HostStatus, ReservedName
 from kms.flows.context import Caller, Context, unknown_host
-from kms.records import EXPECTED, GEO_TAGS, HOSTS, REFUSALS, SESSIONS, Loaded
+from kms.records import EVIDENCE, EXPECTED, EXPECTED_NAMES, GEO_TAGS, HOSTS, REFUSALS, SESSIONS, Loaded
 from kms.store.port import Check
 from kms.views import host_view
 
@@ -16,10 +16,17 @@ async def expect(ctx: Context, caller: Caller, request: ExpectHost) -> None:
     """Puts an EK on the inventory under a host name."""
     known = await ctx.records.load(EXPECTED, request.ek_digest)
     record = ExpectedHost(request.host, bytes.fromhex(request.ek_digest), caller.name, ctx.now())
-    puts = await ctx.records.seal([EXPECTED.put(request.ek_digest, record)])
+    reserved = await ctx.records.load(EXPECTED_NAMES, request.host)
+    puts = await ctx.records.seal(
+        [
+            EXPECTED.put(request.ek_digest, record),
+            EXPECTED_NAMES.put(request.host, ReservedName(record.ek_digest)),
+        ]
+    )
     entry = ctx.entry(caller, "host.expect", "done", host=request.host, facts={"ek_digest": request.ek_digest})
     check = known.check if known else Check(EXPECTED.key(request.ek_digest), 0)
-    await ctx.commit(checks=[check], puts=puts, entries=[entry])
+    name_check = reserved.check if reserved else Check(EXPECTED_NAMES.key(request.host), 0)
+    await ctx.commit(checks=[check, name_check], puts=puts, entries=[entry])
 
 
 async def approve(ctx: Context, caller: Caller, host: str) -> HostView:
@@ -41,7 +48,8 @@ async def _decide(ctx: Context, caller: Caller, name: str, status: HostStatus, w
     await ctx.commit(
         checks=[host.check],
         puts=await ctx.records.seal([HOSTS.put(name, decided)]),
-        deletes=[SESSIONS.key(name)] if status == "revoked" else [],
+        # Approving forgets the TPM's last clock too, so that an officer can let a host in whose TPM was cleared.
+        deletes=[SESSIONS.key(name)] if status == "revoked" else [SESSIONS.key(name), EVIDENCE.key(name)],
         entries=[ctx.entry(caller, action, "done", host=name, facts={"why": why} if why else None)],
     )
     return await show(ctx, name)

@@ -9,11 +9,11 @@ from kms.domain import AppraisalFacts, AttestationSession, StoredPolicy
 from kms.errors import NotFound, Reason
 from kms.flows.context import Caller, Context, unknown_host, unknown_vm
 from kms.keys.leases import refuse_lease
-from kms.policy.decide import decide
+from kms.policy.decide import decide, decide_config
 from kms.policy.model import compile_policy
-from kms.records import HOSTS, LEASES, POLICIES, SESSIONS, decode_vm, load_policy, vm_key
+from kms.records import HOSTS, LAUNCHES, LEASES, POLICIES, SESSIONS, decode_vm, load_policy, vm_key
 from kms.store.port import Check
-from kms.views import key_attributes, policy_view, reason_view
+from kms.views import key_attributes, launched_configs, policy_view, reason_view
 
 
 async def put(ctx: Context, caller: Caller, name: str, document: PolicyDocument) -> PolicyView:
@@ -66,7 +66,10 @@ async def explain(ctx: Context, vm: str, host: str) -> Explanation:
     if session is None or session.value.expires_at <= now:
         reasons.append(_no_session(host))
     if session is not None:
+        launches = await ctx.records.load(LAUNCHES, host)
+        launched = launched_configs(launches.value if launches else None, session.value)
         reasons += decide(policy.value, session.value.appraisal, now)
+        reasons += decide_config(policy.value, vm, host, launched, key_attributes(record).config)
     reasons += refuse_lease(lease.value if lease else None, host, vm, now)
     appraisal = _appraisal(session.value if session else None)
     return Explanation(

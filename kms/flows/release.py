@@ -8,7 +8,8 @@ comes first wins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -17,15 +18,15 @@ from keypeer.wire.encoding import b64decode, b64encode
 from keypeer.wire.messages import Release
 from kms import limits
 from kms.custody.port import KeyRecord, OperationError, Released, Rewrap, SessionRecord
-from kms.domain import AttestationSession, EnrolledHost, Lease
+from kms.domain import AttestationSession, EnrolledHost, GeoFacts, Lease
 from kms.errors import KeypeerError, Reason, Refused, Unavailable
 from kms.flows.context import Caller, Context, conflict, host_refusal, unknown_host, unknown_vm
 from kms.keys.leases import grant_lease, refuse_lease
-from kms.policy.decide import decide
+from kms.policy.decide import decide, decide_config
 from kms.policy.model import Policy
-from kms.records import HOSTS, LEASES, SESSIONS, Loaded, decode_vm, load_policy, tampered, vm_key
+from kms.records import HOSTS, LAUNCHES, LEASES, SESSIONS, Loaded, decode_vm, load_policy, tampered, vm_key
 from kms.store.port import Check, Item
-from kms.views import key_attributes
+from kms.views import key_attributes, launched_configs
 
 _ACTION = "key.release"
 _session_record = msgspec.msgpack.Decoder(SessionRecord)
@@ -51,6 +52,7 @@ class _Snapshot:
     session: AttestationSession
     vms: dict[str, Item | None]
     leases: dict[str, Loaded[Lease] | None]
+    launched: Mapping[str, bytes]
     checks: tuple[Check, ...]
 
 
@@ -99,21 +101,24 @@ async def _once(ctx: Context, caller: Caller, wanted: bytes, vms: tuple[str, ...
 
 async def _read(ctx: Context, caller: Caller, wanted: bytes, vms: tuple[str, ...]) -> _Snapshot:
     name = caller.name
-    keys = [SESSIONS.key(name), HOSTS.key(name)]
+    keys = [SESSIONS.key(name), HOSTS.key(name), LAUNCHES.key(name)]
     keys += [vm_key(vm) for vm in vms]
     keys += [LEASES.key(vm) for vm in vms]
     items = await ctx.store.get_many(keys)
     (session,) = await ctx.records.open(SESSIONS, items[:1])
     (host,) = await ctx.records.open(HOSTS, items[1:2])
+    (launches,) = await ctx.records.open(LAUNCHES, items[2:3])
+    items = items[3:]
     error = _refuse_caller(caller, host, session, wanted, ctx.now())
     if error is not None or session is None or host is None:
         refusal = error or unknown_host(name)
         raise await ctx.refuse(caller, _ACTION, refusal, host=name, vm=vms[0] if len(vms) == 1 else "")
-    leases = await ctx.records.open(LEASES, items[2 + len(vms) :])
+    leases = await ctx.records.open(LEASES, items[len(vms) :])
     return _Snapshot(
         session=session.value,
-        vms=dict(zip(vms, items[2 : 2 + len(vms)], strict=True)),
+        vms=dict(zip(vms, items[: len(vms)], strict=True)),
         leases=dict(zip(vms, leases, strict=True)),
+        launched=launched_configs(launches.value if launches else None, session.value),
         checks=(session.check, host.check),
     )
 
@@ -150,7 +155,10 @@ def _refuse_caller(
 
 
 async def _policies(ctx: Context, snapshot: _Snapshot) -> dict[str, Loaded[Policy] | None]:
-    names = {key_attributes(decode_vm(item.value)).policy for item in snapshot.vms.values() if item is not None}
+    names = set()
+    for item in snapshot.vms.values():
+        with suppress(Unavailable):  # a record that is none is told of its own VM
+            names |= {key_attributes(decode_vm(item.value)).policy} if item is not None else set()
     return {name: await load_policy(ctx.records, name) for name in sorted(names)}
 
 
@@ -164,17 +172,25 @@ def _plan(
     item, session = snapshot.vms[vm], snapshot.session
     if item is None:
         return unknown_vm(vm)
-    record = decode_vm(item.value)
+    try:
+        record = decode_vm(item.value)
+    except Unavailable:
+        return tampered(item.key)
     if record.vm != vm:  # the host would refuse it by its MAC; say it here, where it can be mended
         return tampered(item.key)
-    name = key_attributes(record).policy
+    attributes = key_attributes(record)
+    name = attributes.policy
     policy = policies[name]
     if policy is None:
         return Refused("policy.unknown", f"VM {vm}'s policy {name} is gone", hint="an officer puts it back")
     if name not in verdicts:
         verdicts[name] = decide(policy.value, session.appraisal, now)
     lease = snapshot.leases[vm]
-    reasons = (*verdicts[name], *refuse_lease(lease.value if lease else None, session.host, vm, now))
+    reasons = (
+        *verdicts[name],
+        *decide_config(policy.value, vm, session.host, snapshot.launched, attributes.config),
+        *refuse_lease(lease.value if lease else None, session.host, vm, now),
+    )
     if reasons:
         return Refused(
             "release.refused",
@@ -187,9 +203,17 @@ def _plan(
         host=session.host,
         session=session.session,
         version=record.key_version,
-        expires_at=now + policy.value.lease,
+        expires_at=_lease_end(policy.value, session.appraisal.geo, now),
     )
     return _Plan(vm, record, policy.value, granted)
+
+
+def _lease_end(policy: Policy, geo: GeoFacts | None, now: int) -> int:
+    # A lease never outlives the tag that it was granted on, where the policy asks for a place.
+    expires_at = now + policy.lease
+    if policy.countries is None or geo is None:
+        return expires_at
+    return min(expires_at, geo.expires_at, geo.issued_at + policy.max_tag_age)
 
 
 async def _rewrap(

@@ -57,11 +57,8 @@ async def _create(ctx: Context, caller: Caller, requests: tuple[CreateVm, ...]) 
 
 async def _make(ctx: Context, caller: Caller, requests: tuple[CreateVm, ...]) -> list[KeyRecord]:
     now = ctx.now()
-    attributes = {
-        policy: _encode(KeyAttributes(policy, now, caller.name)) for policy in {request.policy for request in requests}
-    }
     made = await ctx.custody.create_keys(
-        [NewKey(request.vm, FIRST_VERSION, request.size, attributes[request.policy]) for request in requests]
+        [NewKey(request.vm, FIRST_VERSION, request.size, _attributes(request, now, caller)) for request in requests]
     )
     records: list[KeyRecord] = []
     for result in made:
@@ -69,6 +66,10 @@ async def _make(ctx: Context, caller: Caller, requests: tuple[CreateVm, ...]) ->
             raise Unavailable(result.code, f"the HSM made no key: {result.detail}", hint="keypeer doctor")
         records.append(result)
     return records
+
+
+def _attributes(request: CreateVm, now: int, caller: Caller) -> bytes:
+    return _encode(KeyAttributes(request.policy, now, caller.name, bytes.fromhex(request.config or "")))
 
 
 async def _policy_checks(ctx: Context, names: set[str]) -> list[Check]:

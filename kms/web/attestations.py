@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from keypeer.wire.messages import AttestRequest, AttestResult, Challenge, ChallengeRequest
+from kms import limits
 from kms.flows import attest, challenge
 from kms.web.routing import HOST, Call, Route
 
@@ -17,5 +18,14 @@ async def _attest(call: Call) -> AttestResult:
 
 ROUTES = (
     Route("POST", "/v1/challenges", "Ask for a nonce", HOST, _challenge, ChallengeRequest, Challenge, 201),
-    Route("POST", "/v1/attestations", "Send evidence, get a session", HOST, _attest, AttestRequest, AttestResult),
+    Route(
+        "POST",
+        "/v1/attestations",
+        "Send evidence, get a session",
+        HOST,
+        _attest,
+        AttestRequest,
+        AttestResult,
+        body_max=limits.EVIDENCE_BODY_BYTES_MAX,
+    ),
 )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from keypeer.wire.messages import (
+    AppraisalToken,
     ExpectHost,
     GeoTagPage,
     GeoTagView,
     HostPage,
     HostView,
     IssueGeoTag,
+    JwkSet,
     RevokeHost,
 )
-from kms.flows import geo_tags, hosts
+from kms.flows import geo_tags, hosts, tokens
 from kms.web.routing import HOST_OR_STAFF, OFFICER, PAGE_QUERY, STAFF, Call, Route
 
 
@@ -51,7 +53,18 @@ async def _tags(call: Call) -> GeoTagPage:
     return await geo_tags.page(call.ctx, *call.page())
 
 
+async def _token(call: Call) -> AppraisalToken:
+    host = call.name("host")
+    await call.ctx.only_itself(call.who, host)
+    return await tokens.issue(call.ctx, host, call.nonce())
+
+
+async def _keys(call: Call) -> JwkSet:
+    return tokens.keys(call.ctx)
+
+
 _HOST = "/v1/hosts/{host}"
+_TOKEN_QUERY = {"nonce": "of the relying party, 8 to 88 characters (RFC 9711 §4.1); goes into the token"}
 
 ROUTES = (
     Route("GET", "/v1/hosts", "List hosts", STAFF, _page, answer=HostPage, query=PAGE_QUERY),
@@ -61,5 +74,15 @@ ROUTES = (
     Route("POST", "/v1/expected-hosts", "Put an EK on the inventory", OFFICER, _expect, ExpectHost, status=204),
     Route("POST", f"{_HOST}/geo-tag", "State where a host stands", OFFICER, _issue, IssueGeoTag, GeoTagView, 201),
     Route("GET", f"{_HOST}/geo-tag", "A host's current tag", HOST_OR_STAFF, _tag, answer=GeoTagView),
+    Route(
+        "GET",
+        f"{_HOST}/appraisal-token",
+        "A host's appraisal as a signed EAT (EAR)",
+        HOST_OR_STAFF,
+        _token,
+        answer=AppraisalToken,
+        query=_TOKEN_QUERY,
+    ),
+    Route("GET", "/v1/keys", "The keys that verify appraisal tokens (JWK set)", None, _keys, answer=JwkSet),
     Route("GET", "/v1/geo-tags", "List current tags", STAFF, _tags, answer=GeoTagPage, query=PAGE_QUERY),
 )

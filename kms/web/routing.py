@@ -47,9 +47,20 @@ class Call:
         except msgspec.ValidationError as error:
             raise BadRequest("request.invalid", f"{parameter}: {error}", hint="see /openapi.json") from None
 
+    def optional_name(self, parameter: str) -> str:
+        """A name from the query, "" when there is none."""
+        return self.name(parameter) if self.query.get(parameter) else ""
+
     def page(self) -> tuple[str, int]:
         """The page asked for: (after, limit)."""
         return self.query.get("after", ""), self.number("limit", limits.PAGE_DEFAULT, 1, limits.PAGE_MAX)
+
+    def nonce(self) -> str:
+        """A relying party's nonce from the query, "" when there is none (RFC 9711 §4.1: 8 to 88 characters)."""
+        text = self.query.get("nonce", "")
+        if text and not (8 <= len(text) <= 88 and text.isascii() and text.isprintable()):
+            raise BadRequest("request.invalid", "nonce isn't 8 to 88 printable characters", hint="RFC 9711 §4.1")
+        return text
 
     def number(self, parameter: str, default: int, least: int, most: int) -> int:
         """A whole number from the query."""
@@ -76,6 +87,7 @@ class Route:
     answer: type | None = None
     status: int = 200
     query: Mapping[str, str] | None = None
+    body_max: int = limits.BODY_BYTES_MAX
 
 
 PAGE_QUERY = {

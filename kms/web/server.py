@@ -57,7 +57,7 @@ def _handler(ctx: Context, metrics: Metrics, route: Route) -> _Handler:
         started = time.perf_counter()
         try:
             caller = await identify(ctx, route, _certificate(request))
-            body = await _body(request, decode) if decode is not None else None
+            body = await _body(request, route, decode) if decode is not None else None
             answer = await route.call(Call(ctx, caller, request.match_info, request.query, body))
             status = _status(route, answer)
         except KeypeerError as error:
@@ -79,7 +79,7 @@ def _certificate(request: web.Request) -> bytes | None:
     return ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None
 
 
-async def _body(request: web.Request, decode: _Decode) -> Any:
+async def _body(request: web.Request, route: Route, decode: _Decode) -> Any:
     if request.content_type != "application/json":
         raise BadRequest(
             "request.content_type",
@@ -87,8 +87,17 @@ async def _body(request: web.Request, decode: _Decode) -> Any:
             hint="send Content-Type: application/json",
             status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         )
+    if route.body_max != limits.BODY_BYTES_MAX:
+        request = request.clone(client_max_size=route.body_max)
     try:
         return decode(await request.read())
+    except web.HTTPRequestEntityTooLarge:
+        raise BadRequest(
+            "request.too_large",
+            f"the body is larger than {route.body_max} bytes",
+            hint="send fewer items a request",
+            status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        ) from None
     except msgspec.DecodeError as error:
         raise from_decoding(error) from None
     except (UnicodeDecodeError, RecursionError):
@@ -112,7 +121,7 @@ def _problem(error: KeypeerError, request: web.Request) -> web.Response:
 
 @web.middleware
 async def _outer(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """aiohttp's own refusals (no such route, body too large) and bugs, as problem documents."""
+    """aiohttp's own refusals (no such route) and bugs, as problem documents."""
     try:
         return await handler(request)
     except web.HTTPException as error:
@@ -127,13 +136,6 @@ async def _outer(request: web.Request, handler: _Handler) -> web.StreamResponse:
 
 def _from_http(error: web.HTTPException, request: web.Request) -> KeypeerError:
     status = HTTPStatus(error.status)
-    if status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return BadRequest(
-            "request.too_large",
-            f"the body is larger than {limits.BODY_BYTES_MAX} bytes",
-            hint="send fewer items a request",
-            status=status,
-        )
     codes = {HTTPStatus.NOT_FOUND: "request.no_route", HTTPStatus.METHOD_NOT_ALLOWED: "request.method"}
     return BadRequest(
         codes.get(status, "request.http"),

@@ -11,15 +11,29 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
-from keypeer import collect, limits
+import msgspec
+
+from keypeer import collect, launches, limits
 from keypeer.client import AsyncClient
 from keypeer.errors import AnswerError, ProblemError, StateError, TpmError
 from keypeer.identity import signing_request
 from keypeer.session import Session, decoded, uptime
 from keypeer.state import AgentState
 from keypeer.tpm import Tpm, pcr_read
+from keypeer.vmconfig import config_digest
 from keypeer.vmkey import VmKey
-from keypeer.wire.messages import BATCH_MAX, AttestResult, BatchItem, Challenge, EnrolResult, GeoTagView, HostView
+from keypeer.wire.launch import Bank, LaunchEntry
+from keypeer.wire.messages import (
+    BATCH_MAX,
+    AttestResult,
+    BatchItem,
+    Challenge,
+    EnrolResult,
+    GeoTagView,
+    HostView,
+    LogPositions,
+)
+from keypeer.wire.profile import PCR_BANK
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -49,6 +63,9 @@ class HostAgent:
         self._session: Session | None = None
         self._known: collect.Known | None = None
         self._next: _Next | None = None
+        self._whole_logs = False
+        self._bank: Bank = PCR_BANK  # as the service's challenges say
+        self._generations: dict[str, int] = {}  # of the VM keys that were released to us
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,18 +111,29 @@ class HostAgent:
         async with self._turn:
             return await self._write_geo_tag()
 
+    async def launch(self, vm: str, config: bytes) -> None:
+        """Measures into the TPM that ``vm`` is about to start with this configuration (libvirt domain XML, or JSON),
+        and attests. Policies that pin configurations want it before the release. Raises WireError for what is
+        no configuration, StateError ``launch.foreign``."""
+        entry = LaunchEntry(vm=vm, config=config_digest(config).hex(), generation=self._generations.get(vm, 0))
+        async with self._turn:
+            await self._at_tpm(launches.measure, self.state, entry, self._bank)
+            await self._attest_mending()
+
     async def release(self, vm: str) -> VmKey:
         """The key of ``vm``, checked and opened; the caller closes it. Attests first when there is no live session.
         Raises ProblemError ``release.refused`` with every reason, ReleaseForged."""
         async with self._turn:
             session = await self._live_session()
             try:
-                return session.open(await (await self._connected()).release(vm, session.name), vm)
+                key = session.open(await (await self._connected()).release(vm, session.name), vm)
             except ProblemError as error:
                 if error.code not in _SESSION_GONE:
                     raise
-            session = await self._fresh_session()
-            return session.open(await (await self._connected()).release(vm, session.name), vm)
+                session = await self._fresh_session()
+                key = session.open(await (await self._connected()).release(vm, session.name), vm)
+            self._generations[vm] = key.generation
+            return key
 
     async def release_many(self, vms: Iterable[str]) -> dict[str, VmKey | ProblemError]:
         """For each VM its key, which the caller closes, or why not; 10,000 a round trip."""
@@ -160,6 +188,10 @@ class HostAgent:
         reasons = {reason.id for reason in error.reasons}
         if any(reason.startswith("geo.") for reason in reasons):
             return await self._write_geo_tag()
+        # The service's knowledge of our logs isn't what its challenge said: they go whole, which is always welcome.
+        if error.code == "attestation.logs":
+            self._whole_logs = True
+            return True
         # We left the binding key's certification out, and the service has lost the session that knew it.
         return knew and "binding.missing" in reasons
 
@@ -175,11 +207,15 @@ class HostAgent:
 
     async def _answer(self, challenge: Challenge) -> AttestResult:
         client = await self._connected()
+        self._bank = challenge.bank
+        if self._whole_logs:
+            challenge = msgspec.structs.replace(challenge, logs=LogPositions())
+            self._whole_logs = False
         evidence = await self._at_tpm(collect.answer, self.state, challenge, client.certificate, self._known)
         try:
             result = await client.attest(evidence.request)
         except ProblemError as error:
-            if not error.code.startswith("attestation.nonce_"):
+            if error.code != "attestation.logs" and not error.code.startswith("attestation.nonce_"):
                 self._forget()  # the service did too
             raise
         await self._use(challenge, result)

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from keypeer.transport import Transport
 from keypeer.wire import messages as m
+from keypeer.wire.runtime import RuntimePolicy
 
 PAGE_DEFAULT = 100  # items; the service's own default
 _UNAVAILABLE = 503
@@ -84,6 +85,15 @@ class AsyncClient(Transport):
         """Puts an EK on the inventory (officer)."""
         await self.call("POST", "/v1/expected-hosts", type(None), request)
 
+    async def appraisal_token(self, host: str, nonce: str = "") -> m.AppraisalToken:
+        """A host's appraisal as a signed token; ProblemError ``appraisal.none`` where there is no good one."""
+        path, query = f"/v1/hosts/{_name(host)}/appraisal-token", {"nonce": nonce} if nonce else {}
+        return await self.call("GET", path, m.AppraisalToken, query=query, repeat=True)
+
+    async def appraisal_keys(self) -> m.JwkSet:
+        """What verifies appraisal tokens; needs no certificate."""
+        return await self.call("GET", "/v1/keys", m.JwkSet, repeat=True)
+
     async def issue_geo_tag(self, host: str, request: m.IssueGeoTag) -> m.GeoTagView:
         """States where a host stands (officer)."""
         return await self.call("POST", f"/v1/hosts/{_name(host)}/geo-tag", m.GeoTagView, request)
@@ -99,12 +109,51 @@ class AsyncClient(Transport):
     # ── baselines and policies ─────────────────────────────────────────────────────────────────────────────────
 
     async def put_baseline(self, name: str, request: m.PutBaseline) -> m.BaselineView:
-        """Stores reference values (officer)."""
+        """Proposes reference values (officer)."""
         return await self.call("PUT", f"/v1/baselines/{_name(name)}", m.BaselineView, request, repeat=True)
+
+    async def record_baseline(self, name: str, request: m.RecordBaseline) -> m.BaselineView:
+        """Proposes what a golden host proved last (officer)."""
+        return await self.call("POST", f"/v1/baselines/{_name(name)}/record", m.BaselineView, request)
+
+    async def approve_baseline(self, name: str) -> m.BaselineView:
+        """Puts a proposed baseline in force (officer)."""
+        return await self.call("POST", f"/v1/baselines/{_name(name)}/approve", m.BaselineView, repeat=True)
+
+    async def retire_baseline(self, name: str) -> m.BaselineView:
+        """Takes a baseline out of force, for good (officer)."""
+        return await self.call("POST", f"/v1/baselines/{_name(name)}/retire", m.BaselineView, repeat=True)
+
+    async def baseline(self, name: str) -> m.BaselineView:
+        """One baseline."""
+        return await self.call("GET", f"/v1/baselines/{_name(name)}", m.BaselineView, repeat=True)
+
+    async def baseline_differences(self, name: str, *, other: str = "", host: str = "") -> m.Differences:
+        """A baseline beside another one, or beside what a host proved last."""
+        query = {"baseline": other} if other else {"host": host}
+        path = f"/v1/baselines/{_name(name)}/differences"
+        return await self.call("GET", path, m.Differences, query=query, repeat=True)
 
     async def baselines(self, after: str = "", limit: int = PAGE_DEFAULT) -> m.BaselinePage:
         """A page of baselines."""
         return await self._page("/v1/baselines", m.BaselinePage, after, limit)
+
+    async def put_runtime_policy(self, name: str, document: RuntimePolicy) -> m.RuntimePolicySummary:
+        """Stores a runtime policy (officer)."""
+        path = f"/v1/runtime-policies/{_name(name)}"
+        return await self.call("PUT", path, m.RuntimePolicySummary, document, repeat=True)
+
+    async def delete_runtime_policy(self, name: str) -> None:
+        """Takes a runtime policy out of force (officer)."""
+        await self.call("DELETE", f"/v1/runtime-policies/{_name(name)}", type(None))
+
+    async def runtime_policy(self, name: str) -> m.RuntimePolicyView:
+        """One runtime policy, whole."""
+        return await self.call("GET", f"/v1/runtime-policies/{_name(name)}", m.RuntimePolicyView, repeat=True)
+
+    async def runtime_policies(self) -> m.RuntimePolicyPage:
+        """All runtime policies."""
+        return await self.call("GET", "/v1/runtime-policies", m.RuntimePolicyPage, repeat=True)
 
     async def put_policy(self, name: str, document: m.PolicyDocument) -> m.PolicyView:
         """Stores a policy (officer)."""

@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from keypeer import launches, logs
 from keypeer import tpm as tpms
 from keypeer.errors import AnswerError, TpmError
 from keypeer.locked import LockedBytes
@@ -107,6 +108,8 @@ def _answer(
     ak, _ = tpms.attestation_key(tpm)
     quote = tpms.quote(tpm, ak, qualifying, challenge.bank, challenge.quote_pcrs)
     now_known = Known(binding.name, quote.boot)
+    boot_log, ima_log = state.settings.boot_log_file(), state.settings.ima_log_file()
+    positions = logs.of_this_boot(challenge.logs, quote.boot)
     request = AttestRequest(
         nonce=challenge.nonce,
         purpose=challenge.purpose,
@@ -115,6 +118,9 @@ def _answer(
         pcr_values=b64encode(quote.values),
         geo=_geo(tpm, ak, state.geo_tag(), challenge.geo_nv_index, qualifying),
         binding=_certified(tpm, ak, binding, qualifying) if known != now_known else None,
+        boot_log=logs.boot_log(boot_log, positions) if boot_log else None,
+        ima=logs.ima_log(ima_log, positions) if ima_log else None,
+        launches=launches.since(state.launches(quote.boot), positions),
     )
     return Evidence(request, now_known)
 

@@ -39,6 +39,10 @@ class Host:
         """See HostAgent.write_geo_tag."""
         return self._run(self._agent.write_geo_tag())
 
+    def launch(self, vm: str, config: bytes) -> None:
+        """See HostAgent.launch."""
+        self._run(self._agent.launch(vm, config))
+
     def release(self, vm: str) -> VmKey:
         """See HostAgent.release."""
         return self._run(self._agent.release(vm))

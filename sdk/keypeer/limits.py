@@ -23,6 +23,12 @@ NV_INDEX_BYTES_MAX = 8192  # bytes; EK certificates have 1 to 2 KB
 EK_CERTIFICATES_MAX = 4  # count; what one enrolment carries (messages.EnrolRequest)
 HANDLES_A_LIST_MAX = 254  # count; TPM 2.0 Part 2 §10.9.5, MAX_CAP_HANDLES of a 1 KB buffer
 
+# ── logs ───────────────────────────────────────────────────────────────────────────────────────────────────────
+BOOT_LOG_BYTES_MAX = 1024 * 1024  # bytes; what the service takes. Real ones have 20 to 100 KB
+IMA_INCREMENT_BYTES_MAX = 16 * 1024 * 1024  # bytes; what the service takes at a time, some 140,000 entries
+IMA_LIST_BYTES_MAX = 512 * 1024 * 1024  # bytes; 2,000,000 entries, the most that the service follows, of 256 bytes
+LAUNCH_LOG_BYTES_MAX = 8 * 1024 * 1024  # bytes; 10,000 starts a boot and more
+
 # ── keys in memory ─────────────────────────────────────────────────────────────────────────────────────────────
 SECRET_BYTES_MAX = 512  # bytes; the largest plaintext of an RSA-4096 key
 DERIVED_BYTES_MIN = 16  # bytes; AES-128
@@ -33,3 +39,15 @@ WRAPPED_KEY_BYTES_MAX = 72  # bytes; RFC 5649 adds 8 to the largest VM key
 
 # ── the agent's folder ─────────────────────────────────────────────────────────────────────────────────────────
 STATE_FILE_BYTES_MAX = 64 * 1024  # bytes; the largest is a chain of certificates
+
+# ── VM configuration ───────────────────────────────────────────────────────────────────────────────────────────
+CONFIG_BYTES_MAX = 1024 * 1024  # bytes of domain XML or JSON; a domain with hundreds of disks has some 200 KB
+CONFIG_LEVELS_MAX = 64  # elements in one another; domains nest some 8, and each image of a backing chain one more
+CONFIG_DEPTH_MAX = 2 * CONFIG_LEVELS_MAX + 2  # levels of JSON; an element's canonical form takes two
+CONFIG_ELEMENTS_MAX = 20_000  # elements; 1 MiB of the smallest ones would be 260,000
+
+# ── packages ───────────────────────────────────────────────────────────────────────────────────────────────────
+PACKAGE_INDEX_BYTES_MAX = 64 * 1024 * 1024  # bytes of dpkg's status or of one list; 60,000 packages have some 60 MB
+HASH_CHUNK_BYTES = 256 * 1024  # bytes read at a time; larger ones are no faster
+DEB_MEMBERS_MAX = 1_000_000  # files in one package; the largest of Debian have some 100,000
+SYMLINKS_MAX = 40  # links followed in one path; as many as Linux follows (path_resolution(7))

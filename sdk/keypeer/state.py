@@ -1,11 +1,12 @@
 """The agent's folder, its owner's alone.
 
-agent.toml          server, host, tcti
+agent.toml          server, host, tcti, boot_log, ima_log
 ca.crt              who signs the service's certificate
 host.key host.crt   the host's TLS identity: EC P-256, made at enrolment
 session-key.der     under which the HSM signs sessions, pinned at enrolment (SPKI)
 binding.pub .priv   the binding key's TPM2B_PUBLIC and TPM2B_PRIVATE; only this host's TPM can load it
 geo-tag.json        the current geo-tag as the service signed it
+launches.json       what this boot's launch PCR was extended with
 lock                held while a process of this agent is at the TPM
 """
 
@@ -25,7 +26,8 @@ import msgspec
 
 from keypeer import limits
 from keypeer.errors import StateError
-from keypeer.tpm import DEFAULT_TCTI, BindingBlob
+from keypeer.tpm import DEFAULT_TCTI, BindingBlob, Boot
+from keypeer.wire.launch import LaunchEntry
 from keypeer.wire.messages import SignedGeoTag
 from keypeer.wire.types import HostId
 
@@ -33,12 +35,40 @@ _DRAFT = ".new"
 _OTHERS = 0o077  # group's and others' permission bits
 
 
+_KERNEL_BOOT_LOG = "/sys/kernel/security/tpm0/binary_bios_measurements"
+_KERNEL_IMA_LIST = "/sys/kernel/security/ima/ascii_runtime_measurements"
+
+
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """agent.toml."""
+    """agent.toml. ``boot_log`` and ``ima_log`` name files, "" for none; unless told they are the kernel's where the TPM
+    is this machine's chip and the kernel has them."""
 
     server: str
     host: HostId
     tcti: str = DEFAULT_TCTI
+    boot_log: str | None = None
+    ima_log: str | None = None
+
+    def boot_log_file(self) -> Path | None:
+        """The firmware's event log, if any."""
+        return self._log(self.boot_log, _KERNEL_BOOT_LOG)
+
+    def ima_log_file(self) -> Path | None:
+        """Linux' measurement list, if any."""
+        return self._log(self.ima_log, _KERNEL_IMA_LIST)
+
+    def _log(self, told: str | None, kernels: str) -> Path | None:
+        if told is not None:
+            return Path(told) if told else None
+        # The kernel's logs speak of the machine's own chip; another TPM knows nothing of them.
+        return Path(kernels) if self.tcti.startswith("device:") and Path(kernels).exists() else None
+
+
+class _Launches(msgspec.Struct, frozen=True, kw_only=True):
+    """launches.json: the entries of the boot with this resetCount."""
+
+    reset_count: int
+    entries: tuple[LaunchEntry, ...]
 
 
 class AgentState:
@@ -64,15 +94,24 @@ class AgentState:
 
     @classmethod
     def create(
-        cls, folder: str | os.PathLike[str], *, server: str, host: str, ca: bytes, tcti: str = DEFAULT_TCTI
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        server: str,
+        host: str,
+        ca: bytes,
+        tcti: str = DEFAULT_TCTI,
+        boot_log: str | None = None,
+        ima_log: str | None = None,
     ) -> AgentState:
         """A folder for ``host`` (0700). ``ca`` is PEM. Where the host's agent is there already, its settings and CA
         stay as they are until ``save_certificate``: an enrolment that fails changes nothing. Raises StateError
         ``state.host`` for another host's folder."""
         place = Path(folder)
         _check_server(server)
+        told = {"server": server, "host": host, "tcti": tcti, "boot_log": boot_log, "ima_log": ima_log}
         try:
-            settings = msgspec.convert({"server": server, "host": host, "tcti": tcti}, AgentSettings)
+            settings = msgspec.convert(told, AgentSettings)
         except msgspec.ValidationError as error:
             raise StateError("state.settings", str(error), "a host's name is like a DNS label") from None
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -85,7 +124,8 @@ class AgentState:
                 raise StateError("state.host", found, "give another folder, or remove this one")
             state._draft = _DRAFT
         # A JSON string is a TOML basic string (TOML 1.0.0, String).
-        lines = [f"{name} = {json.dumps(value)}\n" for name, value in msgspec.structs.asdict(settings).items()]
+        values = {name: value for name, value in msgspec.structs.asdict(settings).items() if value is not None}
+        lines = [f"{name} = {json.dumps(value)}\n" for name, value in values.items()]
         state._write(f"ca.crt{state._draft}", ca)
         state._write(f"agent.toml{state._draft}", "".join(lines).encode())
         return state
@@ -167,6 +207,21 @@ class AgentState:
         """Keeps the tag as it was signed."""
         self._write("geo-tag.json", msgspec.json.encode(tag))
 
+    def launches(self, boot: Boot) -> tuple[LaunchEntry, ...]:
+        """What was launched in ``boot``, oldest first. Raises StateError ``state.launches``."""
+        place = self.folder / "launches.json"
+        if not place.exists():
+            return ()
+        try:
+            kept = msgspec.json.decode(_read(place, "", limits.LAUNCH_LOG_BYTES_MAX), type=_Launches)
+        except msgspec.DecodeError as error:
+            raise StateError("state.launches", f"{place}: {error}", "reboot, or restore the file") from None
+        return kept.entries if kept.reset_count == boot.reset_count else ()
+
+    def save_launches(self, boot: Boot, entries: tuple[LaunchEntry, ...]) -> None:
+        """Keeps the launch log of ``boot``."""
+        self._write("launches.json", msgspec.json.encode(_Launches(reset_count=boot.reset_count, entries=entries)))
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Held while at the TPM, so that two processes of one agent don't flush each other's keys. Raises StateError
@@ -204,14 +259,14 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _read(path: Path, missing: str) -> bytes:
+def _read(path: Path, missing: str, most: int = limits.STATE_FILE_BYTES_MAX) -> bytes:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         raise StateError("state.missing", f"{path}: {missing}", "run: keypeer agent enrol") from None
     except OSError as error:
         raise StateError("state.permissions", f"{path}: {error.strerror}", "run as its owner") from None
-    if len(data) > limits.STATE_FILE_BYTES_MAX:
+    if len(data) > most:
         raise StateError("state.settings", f"{path} has {len(data)} bytes", "it isn't a file of this agent")
     return data
 

@@ -106,7 +106,7 @@ def test_macs_are_stable_and_labelled_apart_from_records(client: hsm.Client) -> 
         assert client.one(p.Mac(forged), p.MacValue).mac != record.mac
 
 
-@pytest.mark.parametrize("name", ["ca", "geo"])
+@pytest.mark.parametrize("name", ["ca", "geo", "appraisal"])
 def test_ecdsa_signatures_verify(client: hsm.Client, name: p.SigningKey) -> None:
     description = client.one(p.Describe(), p.Description)
     public = serialization.load_der_public_key(description.public_keys[name])
@@ -145,7 +145,7 @@ def test_ping_and_describe(client: hsm.Client, worker: hsm.RunningWorker) -> Non
     assert (description.module, description.token_label) == (hsm.MODULE, hsm.LABEL)
     assert (description.oaep_hash, description.key_wrap) == ("sha1", "AES_KEY_WRAP_PAD"), "SoftHSM 2.6"
     assert (description.kek_versions, description.mac_key_versions) == ((1,), (1,))
-    assert set(description.public_keys) == {"ca", "geo", "audit", "session"}
+    assert set(description.public_keys) == {"ca", "geo", "audit", "appraisal", "session"}
 
 
 def test_one_bad_operation_never_fails_its_neighbours(client: hsm.Client, host: hsm.Host) -> None:

@@ -11,7 +11,15 @@ from pathlib import Path
 from hsm_adapter.protocol import Ping
 from tests.support import hsm
 
-ALL_KEYS = ["keypeer/kek/1", "keypeer/record-mac/1", "keypeer/ca", "keypeer/geo", "keypeer/audit", "keypeer/session"]
+ALL_KEYS = [
+    "keypeer/kek/1",
+    "keypeer/record-mac/1",
+    "keypeer/ca",
+    "keypeer/geo",
+    "keypeer/audit",
+    "keypeer/appraisal",
+    "keypeer/session",
+]
 SCRIPT = Path(__file__).parents[2] / "softhsm" / "init-token.sh"
 
 LIST_KEYS = f"""
@@ -77,6 +85,7 @@ def test_no_key_can_leave_and_each_has_one_use(token: hsm.SoftToken) -> None:
         "keypeer/session": sorted([*stays, "SIGN"]),
         "keypeer/geo": sorted([*stays, "SIGN"]),
         "keypeer/audit": sorted([*stays, "SIGN"]),
+        "keypeer/appraisal": sorted([*stays, "SIGN"]),
     }
 
 

@@ -76,7 +76,7 @@ def test_doctor_names_what_is_wrong_and_the_remedy(
         ("[service]", "[service]\nworker = 1", "worker"),
         ("workers = 2", "workers = 0", "workers"),
         ('url = "lmdb:store"', 'url = "sqlite:x"', "store.url"),
-        ("binding_pcrs = [0,", "binding_pcrs = [9, 0,", "binding_pcrs"),
+        ("binding_pcrs = [0,", "binding_pcrs = [20, 0,", "binding_pcrs"),
         ("[hsm]", "[hsm", "keypeer.toml"),
     ],
 )

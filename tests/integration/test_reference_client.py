@@ -97,6 +97,7 @@ def reference_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
         golden.boot()
         (folder / "boot.json").write_bytes(golden.run("baseline"))
         service.keypeer("baseline", "put", "reference-boot", str(folder / "boot.json"))
+        service.keypeer("baseline", "approve", "reference-boot")
         (folder / "policy.toml").write_text(
             f'[policy.{POLICY}]\ngeo = {{ countries = ["DE"] }}\nplatform = {{ baselines = ["reference-boot"] }}\n'
         )

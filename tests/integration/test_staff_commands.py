@@ -52,9 +52,9 @@ def test_a_policy_file_that_is_wrong_changes_nothing(service: Service, tmp_path:
     file.write_text('[policy.cli]\ngeo = { countries = ["DE"] }\n')
     assert service.keypeer("policy", "put", "cli", str(file)).stdout == "policy cli allows DE\n"
     before = answer(service, "policy", "show", "cli")
-    file.write_text('[policy.cli]\ngeo = { countries = ["DE"] }\nruntime = { ima = "x" }\n')
+    file.write_text('[policy.cli]\ngeo = { countries = ["DE"] }\nruntimes = { ima = "x" }\n')
     refused = answer(service, "policy", "put", "cli", str(file), code=3)
-    assert "runtime" in refused["detail"]
+    assert "runtimes" in refused["detail"]
     file.write_text('[policy.cli]\ngeo = { countries = ["DE"], max_tag_age = "soon" }\n')
     assert answer(service, "policy", "put", "cli", str(file), code=3)["code"] == "policy.invalid"
     assert answer(service, "policy", "show", "cli") == before

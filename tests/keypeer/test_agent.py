@@ -25,7 +25,7 @@ from keypeer.vmkey import VmKey
 from keypeer.wire import messages as m
 from keypeer.wire.encoding import b64decode, b64encode
 from keypeer.wire.profile import BOOT_PCRS
-from tests.support.service import Service, create_vm, put_demo_policy, running_service
+from tests.support.service import Service, create_vm, put_baseline, put_demo_policy, running_service
 from tests.support.swtpm import SwTpm, VendorCa, ship
 
 pytestmark = pytest.mark.integration
@@ -41,10 +41,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     (folder / "vendor-cas" / "agent-test.pem").write_bytes(VENDOR.pem)
     with running_service(folder) as service:
         put_demo_policy(service)
-        officer = service.caller("officer")
         # A software TPM that measured nothing.
         blank = m.PutBaseline(pcrs={str(pcr): ("00" * 32,) for pcr in BOOT_PCRS})
-        assert officer.put("/v1/baselines/blank", blank).status == 200
+        put_baseline(service, "blank", blank)
         yield service
 
 

@@ -299,12 +299,19 @@ class Host:
         return self.tpm.open_release(self.session, self.try_release(vm).of(wire.Release), vm)
 
 
+def put_baseline(service: Service, name: str, baseline: wire.PutBaseline) -> None:
+    """Proposed and approved."""
+    officer = service.caller("officer")
+    assert officer.put(f"/v1/baselines/{name}", baseline).status == 200
+    assert officer.post(f"/v1/baselines/{name}/approve").status == 200
+
+
 def put_demo_policy(service: Service, *, name: str = "eu", **geo: Any) -> None:
     """A policy that allows DE and NL on the baseline of simulated hosts that booted "good"."""
     officer = service.caller("officer")
     good = SimulatedHost("any").pcrs
     baseline = wire.PutBaseline(pcrs={str(index): (good[index].hex(),) for index in range(8)})
-    assert officer.put("/v1/baselines/good", baseline).status == 200
+    put_baseline(service, "good", baseline)
     rule = wire.GeoRule(**(geo or {"countries": ("DE", "NL")}))
     reply = officer.put(f"/v1/policies/{name}", wire.PolicyDocument(geo=rule))
     assert reply.status == 200, reply

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
 
+import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -18,10 +19,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from keypeer.wire import messages as wire
 from keypeer.wire.canonical import geo_tag_digest, qualifying_data, release_mac_input
 from keypeer.wire.encoding import b64decode, b64encode
-from keypeer.wire.profile import BOOT_PCRS, GEO_NV_ATTRIBUTES_LOCKED, GEO_NV_INDEX, GEO_NV_SIZE
+from keypeer.wire.launch import LaunchEntry, launch_digest
+from keypeer.wire.profile import BOOT_PCRS, GEO_NV_ATTRIBUTES_LOCKED, GEO_NV_INDEX, GEO_NV_SIZE, LAUNCH_PCR
 from kms.evidence.model import BindingEvidence, Evidence, GeoEvidence
 from kms.tpm import constants as c
 from tests.support import tpm_bytes as t
+from tests.support.boot_log import BootLog
 from tests.support.credential import open_credential
 
 SHARED_RSA_KEYS = 4  # RSA key generation takes 50 to 200 ms; thousands of hosts share these
@@ -104,6 +107,8 @@ class SimulatedHost:
         self.binding_policy = self.policy_digest(binding_pcrs)
         self.nv: SimulatedNv | None = None
         self.tag: tuple[bytes, bytes] | None = None
+        self.boot_log: BootLog | None = None
+        self.launched: list[LaunchEntry] = []
         self.before_signing: Callable[[str, bytes], bytes] = lambda _, attest: attest
         self._session_boot: tuple[int, int] | None = None
 
@@ -148,6 +153,19 @@ class SimulatedHost:
         selected = t.selections(t.selection(self.bank.id, pcrs))
         return sha256(bytes(32) + t.u32(c.CC_POLICY_PCR) + selected + digest).digest()
 
+    def boot_through(self, log: BootLog) -> None:
+        """Power cycle into the boot that ``log`` tells of; the log goes along with evidence from now on."""
+        self.reboot()
+        self.boot_log = log
+        self.pcrs |= {pcr: value for pcr, value in log.pcrs(self.bank.name).items() if pcr in range(16)}
+        self.make_binding_key()
+
+    def launch(self, vm: str, config: bytes) -> None:
+        """Measures a VM's start, as the agent does."""
+        entry = LaunchEntry(vm=vm, config=config.hex())
+        self.launched.append(entry)
+        self.extend(LAUNCH_PCR, launch_digest(entry, "sha384" if self.bank.size == 48 else "sha256"))
+
     def extend(self, pcr: int, digest: bytes) -> None:
         """TPM2_PCR_Extend."""
         self.pcrs[pcr] = self.bank.digest(self.pcrs[pcr] + digest)
@@ -157,6 +175,7 @@ class SimulatedHost:
         self.boot = boot or self.boot
         self.reset_count, self.restart_count = self.reset_count + 1, 0
         self.pcrs = boot_values(self.bank, self.boot)
+        self.boot_log, self.launched = None, []
 
     def resume(self) -> None:
         """Wake from suspend to RAM."""
@@ -253,7 +272,21 @@ class SimulatedHost:
         )
         first = self._session_boot != (self.reset_count, self.restart_count)
         evidence = self.evidence(qualifying, challenge.quote_pcrs, with_binding=first)
-        return to_wire(evidence, challenge)
+        known = challenge.logs
+        return msgspec.structs.replace(
+            to_wire(evidence, challenge), boot_log=self._boot_log(known), launches=self._launches(known)
+        )
+
+    def _boot_log(self, known: wire.LogPositions) -> wire.BootLog | None:
+        if self.boot_log is None:
+            return None
+        log = self.boot_log.bytes()
+        digest = sha256(log).hexdigest()
+        return wire.BootLog(sha256=digest, log=None if digest == known.boot_log else b64encode(log))
+
+    def _launches(self, known: wire.LogPositions) -> wire.LaunchLog | None:
+        start = known.launches if known.reset_count == self.reset_count else 0
+        return wire.LaunchLog(start=start, entries=tuple(self.launched[start:])) if self.launched else None
 
     def open_session(self, grant: wire.SessionGrant) -> OpenedSession:
         """RSA_Decrypt under the PolicyPCR session; raises PermissionError as a TPM refuses when a boot PCR moved."""

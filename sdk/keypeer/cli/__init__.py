@@ -22,6 +22,7 @@ _NOUNS = {
     "geo-tag": "keypeer.cli.geo_tag",
     "host": "keypeer.cli.host",
     "policy": "keypeer.cli.policy",
+    "runtime": "keypeer.cli.runtime",
     "vm": "keypeer.cli.vm",
 }
 _GROUP = "keypeer.commands"

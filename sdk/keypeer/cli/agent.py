@@ -73,16 +73,34 @@ def _run(
 @click.option("--ca", required=True, type=click.Path(path_type=Path), help="PEM of the service's CA.")
 @click.option("--host", required=True, help="This host's name.")
 @click.option("--tcti", default="device:/dev/tpmrm0", show_default=True, help="How to reach the TPM.")
+@click.option("--boot-log", default=None, help="The firmware's event log, '' for none; the kernel's unless told.")
+@click.option("--ima-log", default=None, help="Linux' IMA list (ASCII), '' for none; the kernel's unless told.")
 @_folder_option
 @home_option
 @json_option
-def enrol(server: str, ca: Path, host: str, tcti: str, folder: Path | None, home: Path | None, as_json: bool) -> None:
+def enrol(
+    server: str,
+    ca: Path,
+    host: str,
+    tcti: str,
+    boot_log: str | None,
+    ima_log: str | None,
+    folder: Path | None,
+    home: Path | None,
+    as_json: bool,
+) -> None:
     """Prove this host's TPM to the service and get a certificate."""
     from keypeer.state import AgentState
 
     try:
         state = AgentState.create(
-            folder or home_folder(home) / "agents" / host, server=server, host=host, ca=_read(ca), tcti=tcti
+            folder or home_folder(home) / "agents" / host,
+            server=server,
+            host=host,
+            ca=_read(ca),
+            tcti=tcti,
+            boot_log=boot_log,
+            ima_log=ima_log,
         )
     except KeypeerClientError as error:
         fail(error, as_json=as_json)
@@ -154,15 +172,31 @@ def _tell_attested(result: AttestResult, as_json: bool) -> None:
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), default=None, help="A new file for the raw key."
 )
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="First measure that the VM starts with this configuration: its inactive libvirt XML, or JSON.",
+)
 @_folder_option
 @_host_option
 @home_option
 @json_option
-def fetch(vm: str, out: Path | None, folder: Path | None, host: str | None, home: Path | None, as_json: bool) -> None:
+def fetch(
+    vm: str,
+    out: Path | None,
+    config: Path | None,
+    folder: Path | None,
+    host: str | None,
+    home: Path | None,
+    as_json: bool,
+) -> None:
     """Get VM's key, open it in the TPM, and try it on one page of memory. The key is never printed."""
 
     async def work(opened: HostAgent) -> None:
         await opened.write_geo_tag()
+        if config is not None:
+            await opened.launch(vm, _read(config))
         appraisal = (await opened.attest()).appraisal
         with await opened.release(vm) as key:
             _try(key)

@@ -11,7 +11,7 @@ import msgspec
 from keypeer.errors import StateError
 
 T = TypeVar("T")
-DOCUMENT_BYTES_MAX = 1024 * 1024  # bytes; the service takes 2 MiB
+DOCUMENT_BYTES_MAX = 24 * 1024 * 1024  # bytes; runtime policies with every file of a system have some 5 MB
 
 
 def read_document(path: Path, kind: type[T], *, table: tuple[str, str] | None = None) -> T:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
 from keypeer.cli import output
 from keypeer.cli.calling import command
-from keypeer.wire.messages import ExpectHost, HostView
+from keypeer.wire.messages import AppraisalView, ExpectHost, HostView
 
 if TYPE_CHECKING:
     from keypeer.client import AsyncClient
@@ -56,6 +57,16 @@ async def show(client: AsyncClient, name: str, as_json: bool) -> None:
 
 @host.command()
 @click.argument("name")
+@click.option("--nonce", default="", help="Of who asks for the token, 8 to 88 characters.")
+@command("auditor")
+async def token(client: AsyncClient, name: str, nonce: str, as_json: bool) -> None:
+    """A host's good appraisal as a signed token (EAR, a JWT) for other relying parties."""
+    view = await client.appraisal_token(name, nonce)
+    output.as_json(view) if as_json else output.done(view.token)
+
+
+@host.command()
+@click.argument("name")
 @click.option("--ek-digest", required=True, help="SHA-256 of its EK in hex, as `keypeer agent ek` prints it there.")
 @command("officer")
 async def expect(client: AsyncClient, name: str, ek_digest: str, as_json: bool) -> None:
@@ -84,6 +95,19 @@ async def revoke(client: AsyncClient, name: str, why: str, as_json: bool) -> Non
     _tell(await client.revoke_host(name, why), as_json)
 
 
+def _evidence(appraisal: AppraisalView) -> Iterator[tuple[str, str]]:
+    boot = appraisal.boot
+    yield "TPM", " ".join(filter(None, (appraisal.tpm_manufacturer, f"firmware {appraisal.tpm_firmware}")))
+    if boot is not None:
+        yield "Secure Boot", "on" if boot.secure_boot else "off"
+        yield "kernel command line", boot.kernel_command_line
+        yield "boot log", boot.log_sha256
+    yield "dynamic launch", "as a baseline lists it" if appraisal.drtm else "none"
+    for verdict in appraisal.runtime:
+        failures = f"{len(verdict.reasons)} reasons against it" if verdict.reasons else "nothing against it"
+        yield f"runs {verdict.policy}", f"{verdict.entries} entries, {failures}"
+
+
 def _tell(view: HostView, as_json: bool) -> None:
     if as_json:
         output.as_json(view)
@@ -102,6 +126,7 @@ def _tell(view: HostView, as_json: bool) -> None:
             ),
             ("appraised", output.when(appraisal.appraised_at) if appraisal else "not, or refused"),
             ("baselines", ", ".join(appraisal.baselines) if appraisal else ""),
+            *(_evidence(appraisal) if appraisal else ()),
             (
                 "boots",
                 f"resetCount {appraisal.reset_count}, restartCount {appraisal.restart_count}" if appraisal else "",
@@ -110,4 +135,6 @@ def _tell(view: HostView, as_json: bool) -> None:
             ("last refused", output.when(view.last_refusal_at)),
         ]
     )
+    for verdict in appraisal.runtime if appraisal else ():
+        output.reasons(verdict.reasons)
     output.reasons(view.last_refusal)

@@ -33,22 +33,43 @@ def vm() -> None:
 @click.option("--batch", type=click.Path(path_type=Path), default=None, help="A file with one VM name a line.")
 @click.option("--policy", required=True, help="What the key is bound to.")
 @_size_option
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="Pin the VM's configuration: its inactive libvirt XML, or JSON.",
+)
 @command("operator")
 async def create(
-    client: AsyncClient, name: str | None, batch: Path | None, policy: str, size: str, as_json: bool
+    client: AsyncClient,
+    name: str | None,
+    batch: Path | None,
+    policy: str,
+    size: str,
+    config: Path | None,
+    as_json: bool,
 ) -> None:
     """Make the key of VM NAME in the HSM, or of every VM in a file."""
     bytes_: KeySize = 32 if size == "32" else 64
     if (name is None) == (batch is None):
         raise click.UsageError("name one VM, or a file with --batch")
+    if batch is not None and config is not None:
+        raise click.UsageError("--config pins the configuration of one VM")
     if batch is not None:
         await _create_batch(client, batch, policy, bytes_, as_json)
         return
-    view = await client.create_vm(CreateVm(vm=name or "", policy=policy, size=bytes_))
+    pinned = _digest(config) if config is not None else None
+    view = await client.create_vm(CreateVm(vm=name or "", policy=policy, size=bytes_, config=pinned))
     if as_json:
         output.as_json(view)
     else:
         output.done(f"VM {view.vm} has a key of {view.size} bytes, version {view.version}, under policy {view.policy}")
+
+
+def _digest(config: Path) -> str:
+    from keypeer.vmconfig import config_digest
+
+    return config_digest(config.read_bytes()).hex()
 
 
 async def _create_batch(client: AsyncClient, file: Path, policy: str, size: KeySize, as_json: bool) -> None:
@@ -124,6 +145,7 @@ async def show(client: AsyncClient, name: str, as_json: bool) -> None:
             ("vm", view.vm),
             ("policy", view.policy),
             ("key", f"version {view.version}, {view.size} bytes, {view.state}"),
+            ("configuration", view.config or ""),
             ("created", f"{output.when(view.created_at)} by {view.created_by}"),
             (
                 "lease",

@@ -134,6 +134,14 @@ def boot_of(attest: bytes) -> Boot:
     return Boot(int.from_bytes(attest[at : at + 4], "big"), int.from_bytes(attest[at + 4 : at + 8], "big"))
 
 
+def boot_now(tpm: Tpm) -> Boot:
+    """The counters as TPM2_ReadClock tells them; unsigned, for the host's own use."""
+    with translated():
+        now = tpm.esys.read_clock()
+        clock = now.clockInfo
+        return Boot(int(clock.resetCount), int(clock.restartCount))
+
+
 def _aks_own_scheme() -> Any:
     from tpm2_pytss import TPM2_ALG, TPMT_SIG_SCHEME
 

@@ -11,13 +11,20 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from keypeer.wire.boot import BootFacts
 from keypeer.wire.geo import GeoSource
+from keypeer.wire.launch import LaunchEntry
+from keypeer.wire.runtime import RuntimePolicy
 from keypeer.wire.types import (
+    BootLogBytes,
     CertificateBytes,
     CountryCode,
+    FirmwareVersion,
     HexDigest,
     HostId,
+    ImaBytes,
     KeySize,
+    ManufacturerId,
     Name,
     Pem,
     Seconds,
@@ -122,6 +129,16 @@ class ChallengeRequest(Request, frozen=True, kw_only=True):
     purpose: Purpose = "attest"
 
 
+class LogPositions(Answer, frozen=True, kw_only=True):
+    """What the service has of the host's logs: the SHA-256 of its last boot log, and how many entries of the IMA list
+    and of the launch log of the boot with this resetCount. Send what follows, or the whole."""
+
+    boot_log: Sha256Hex | None = None
+    reset_count: int = 0
+    ima: int = 0
+    launches: int = 0
+
+
 class Challenge(Answer, frozen=True, kw_only=True):
     """What to prove: quote ``quote_pcrs`` of ``bank``, bind the binding key to ``binding_pcrs``."""
 
@@ -132,6 +149,7 @@ class Challenge(Answer, frozen=True, kw_only=True):
     quote_pcrs: tuple[int, ...]
     binding_pcrs: tuple[int, ...]
     geo_nv_index: int
+    logs: LogPositions = LogPositions()
 
 
 class SignedAttest(Request, frozen=True, kw_only=True):
@@ -162,9 +180,31 @@ class BindingEvidence(Request, frozen=True, kw_only=True):
     certified: SignedAttest
 
 
+class BootLog(Request, frozen=True, kw_only=True):
+    """The firmware's event log (TCG PC Client PFP §10), or its digest alone when the service has it."""
+
+    sha256: Sha256Hex
+    log: BootLogBytes | None = None
+
+
+class ImaLog(Request, frozen=True, kw_only=True):
+    """Linux' measurement list from entry ``start`` on, as the kernel prints it."""
+
+    start: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    format: Literal["ascii", "binary"] = "ascii"
+    entries: ImaBytes
+
+
+class LaunchLog(Request, frozen=True, kw_only=True):
+    """The agent's launch log from entry ``start`` on."""
+
+    start: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    entries: Annotated[tuple[LaunchEntry, ...], Meta(max_length=10_000)]
+
+
 class AttestRequest(Request, frozen=True, kw_only=True):
     """Evidence for one challenge. ``pcr_values`` is the concatenation of the quoted PCRs' values in ascending
-    order; the service splits it by the signed selection."""
+    order; the service splits it by the signed selection. Logs are optional here; policies and baselines may not be."""
 
     nonce: SmallBytes
     purpose: Purpose = "attest"
@@ -173,6 +213,9 @@ class AttestRequest(Request, frozen=True, kw_only=True):
     pcr_values: SmallBytes
     geo: GeoEvidence | None = None
     binding: BindingEvidence | None = None
+    boot_log: BootLog | None = None
+    ima: ImaLog | None = None
+    launches: LaunchLog | None = None
 
 
 class GeoView(Answer, frozen=True, kw_only=True):
@@ -186,6 +229,22 @@ class GeoView(Answer, frozen=True, kw_only=True):
     expires_at: UnixSeconds
 
 
+class BootView(Answer, frozen=True, kw_only=True):
+    """What the boot log proved, in short."""
+
+    log_sha256: Sha256Hex
+    secure_boot: bool
+    kernel_command_line: str
+
+
+class RuntimeView(Answer, frozen=True, kw_only=True):
+    """This boot's measured files under one runtime policy; good when there are no reasons."""
+
+    policy: Name
+    entries: int
+    reasons: tuple[ReasonView, ...]
+
+
 class AppraisalView(Answer, frozen=True, kw_only=True):
     """What the service concluded from evidence (RFC 9334: attestation result)."""
 
@@ -196,6 +255,11 @@ class AppraisalView(Answer, frozen=True, kw_only=True):
     reset_count: int
     restart_count: int
     pcr_digest: HexDigest
+    boot: BootView | None = None
+    drtm: bool = False
+    runtime: tuple[RuntimeView, ...] = ()
+    tpm_manufacturer: str = ""
+    tpm_firmware: str = ""
 
 
 class SessionGrant(Answer, frozen=True, kw_only=True):
@@ -229,6 +293,7 @@ class CreateVm(Request, frozen=True, kw_only=True):
     vm: VmId
     policy: Name
     size: KeySize = 64
+    config: Sha256Hex | None = None  # of its canonical configuration, for policies that pin it
 
 
 class CreateVmBatch(Request, frozen=True, kw_only=True):
@@ -256,6 +321,7 @@ class VmView(Answer, frozen=True, kw_only=True):
     state: Literal["active"]
     created_at: UnixSeconds
     created_by: str
+    config: Sha256Hex | None = None
     lease: LeaseView | None = None
 
 
@@ -323,7 +389,7 @@ class ExpectHost(Request, frozen=True, kw_only=True):
 
 
 class RevokeHost(Request, frozen=True, kw_only=True):
-    """Ends a host's sessions and leases at once."""
+    """Ends a host's session at once: it gets no key any more. Leases that it holds run out."""
 
     why: Annotated[str, Meta(min_length=1, max_length=400)]
 
@@ -344,6 +410,32 @@ class HostView(Answer, frozen=True, kw_only=True):
     session_expires_at: UnixSeconds | None = None
     last_refusal: tuple[ReasonView, ...] = ()
     last_refusal_at: UnixSeconds | None = None
+
+
+class AppraisalToken(Answer, frozen=True, kw_only=True):
+    """A host's appraisal for other relying parties: a JWT (ES256) of the EAR profile (draft-ietf-rats-ear)."""
+
+    host: HostId
+    token: str
+    expires_at: UnixSeconds
+
+
+class Jwk(Answer, frozen=True, kw_only=True):
+    """RFC 7517; ``kid`` is the thumbprint (RFC 7638)."""
+
+    kty: str
+    crv: str
+    x: str
+    y: str
+    alg: str
+    use: str
+    kid: str
+
+
+class JwkSet(Answer, frozen=True, kw_only=True):
+    """The keys that verify appraisal tokens."""
+
+    keys: tuple[Jwk, ...]
 
 
 class HostPage(Answer, frozen=True, kw_only=True):
@@ -380,7 +472,8 @@ class GeoTagPage(Answer, frozen=True, kw_only=True):
 
 
 class PutBaseline(Request, frozen=True, kw_only=True):
-    """Allowed values: PCR index → the digests (hex) that are good."""
+    """Allowed values: PCR index → the digests (hex) that are good; ``boot`` holds the facts of a golden host's boot log
+    instead of PCR values, or beside them. ``expires_at`` 0 is never."""
 
     bank: Literal["sha256", "sha384"] = "sha256"
     pcrs: Annotated[
@@ -388,18 +481,50 @@ class PutBaseline(Request, frozen=True, kw_only=True):
             Annotated[str, Meta(pattern=r"^(1?[0-9]|2[0-3])$(?!\n)")],
             Annotated[tuple[HexDigest, ...], Meta(min_length=1, max_length=64)],
         ],
-        Meta(min_length=1, max_length=24),
-    ]
+        Meta(max_length=24),
+    ] = {}
+    boot: BootFacts | None = None
+    expires_at: UnixSeconds = 0
+
+
+class RecordBaseline(Request, frozen=True, kw_only=True):
+    """Proposes what ``host`` proved last: its boot log's facts, and the values of ``pcrs``."""
+
+    host: HostId
+    pcrs: Annotated[tuple[Annotated[int, Meta(ge=0, le=23)], ...], Meta(max_length=24)] = ()
+    expires_at: UnixSeconds = 0
 
 
 class BaselineView(Answer, frozen=True, kw_only=True):
-    """An approved set of reference values."""
+    """A set of reference values; only approved ones that haven't expired count."""
 
     name: Name
     bank: Literal["sha256", "sha384"]
     pcrs: dict[str, tuple[HexDigest, ...]]
     updated_at: UnixSeconds
     updated_by: str
+    status: Literal["proposed", "approved", "retired"]
+    expires_at: UnixSeconds = 0
+    decided_by: str = ""
+    decided_at: UnixSeconds = 0
+    boot: BootFacts | None = None
+
+
+class DifferenceView(Answer, frozen=True, kw_only=True):
+    """One difference between two boots, in words."""
+
+    id: str
+    expected: str
+    found: str
+    sentence: str
+
+
+class Differences(Answer, frozen=True, kw_only=True):
+    """Between a baseline and another one, or the last evidence of a host; none when they agree."""
+
+    expected: str
+    found: str
+    items: tuple[DifferenceView, ...]
 
 
 class BaselinePage(Answer, frozen=True, kw_only=True):
@@ -407,6 +532,33 @@ class BaselinePage(Answer, frozen=True, kw_only=True):
 
     items: tuple[BaselineView, ...]
     next: str | None = None
+
+
+class RuntimePolicySummary(Answer, frozen=True, kw_only=True):
+    """A runtime policy without its digests; ``sets``: name → how many paths."""
+
+    name: Name
+    sets: dict[Name, int]
+    files: int
+    keys: tuple[Name, ...]
+    required: tuple[str, ...]
+    updated_at: UnixSeconds
+    updated_by: str
+
+
+class RuntimePolicyView(Answer, frozen=True, kw_only=True):
+    """A runtime policy, whole."""
+
+    name: Name
+    policy: RuntimePolicy
+    updated_at: UnixSeconds
+    updated_by: str
+
+
+class RuntimePolicyPage(Answer, frozen=True, kw_only=True):
+    """All runtime policies."""
+
+    items: tuple[RuntimePolicySummary, ...]
 
 
 class GeoRule(Request, frozen=True, kw_only=True):
@@ -418,10 +570,38 @@ class GeoRule(Request, frozen=True, kw_only=True):
     sources: tuple[GeoSource, ...] = ("survey", "gps", "provider")
 
 
+class TpmRule(Request, frozen=True, kw_only=True):
+    """Whose TPMs are good: manufacturers by their registered id (TCG Vendor ID Registry, such as "IFX"), and the least
+    firmware version (as major.minor) that each must run."""
+
+    manufacturers: Annotated[tuple[ManufacturerId, ...], Meta(max_length=64)] = ()
+    firmware: Annotated[dict[ManufacturerId, FirmwareVersion], Meta(max_length=64)] = {}
+
+
 class PlatformRule(Request, frozen=True, kw_only=True):
-    """What must have booted; no names means any approved baseline."""
+    """What must have booted; no names means any approved baseline. ``secure_boot`` is proven by the boot log, ``drtm``
+    by PCR 17 and 18 against the baseline."""
 
     baselines: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+    secure_boot: bool = False
+    drtm: bool = False
+    tpm: TpmRule | None = None
+
+
+class RuntimeRule(Request, frozen=True, kw_only=True):
+    """``ima`` names the runtime policy that everything measured since boot must satisfy. ``on_violation``: revoke
+    refuses the release, report lets it through and says so."""
+
+    ima: Name
+    on_violation: Literal["revoke", "report"] = "revoke"
+
+
+class VmRule(Request, frozen=True, kw_only=True):
+    """What the VM may be: the configuration whose digest was given with its key, one of ``approved``, or any. The
+    digest of the one that starts is in the host's launch PCR."""
+
+    config: Literal["pinned", "approved-set", "any"] = "any"
+    approved: Annotated[tuple[Sha256Hex, ...], Meta(max_length=256)] = ()
 
 
 class FreshRule(Request, frozen=True, kw_only=True):
@@ -437,6 +617,8 @@ class PolicyDocument(Request, frozen=True, kw_only=True):
 
     geo: GeoRule
     platform: PlatformRule = msgspec.field(default_factory=PlatformRule)
+    runtime: RuntimeRule | None = None
+    vm: VmRule = msgspec.field(default_factory=VmRule)
     fresh: FreshRule = msgspec.field(default_factory=FreshRule)
 
 

@@ -8,6 +8,9 @@ PCR_BANK: Final = "sha256"  # the only bank accepted by default; SHA-1 never is
 BOOT_PCRS = (0, 1, 2, 3, 4, 5, 6, 7)  # TCG PC Client PFP §3.3.4: firmware to boot loader; don't move while running
 LAUNCH_PCR = 15  # the agent's launch log; moves while the host runs, so never in the binding policy
 IMA_PCR = 10  # Linux IMA; the same
+# What a quote covers unless the settings say otherwise: firmware and boot loader, GRUB and kernel (8, 9), IMA,
+# shim (14), launches, dynamic launch (17, 18).
+QUOTE_PCRS = (*BOOT_PCRS, 8, 9, IMA_PCR, 14, LAUNCH_PCR, 17, 18)
 
 # Owner range of NV indices is 0x01800000–0x01BFFFFF (TCG Registry of Reserved TPM 2.0 Handles §2.2.2).
 GEO_NV_INDEX = 0x01806B70

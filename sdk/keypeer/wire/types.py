@@ -22,10 +22,18 @@ HexDigest = Annotated[
 ]
 Sha256Hex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)", description="SHA-256 in hex")]
 
+ManufacturerId = Annotated[
+    str, Meta(pattern=r"^([A-Za-z0-9]{1,4}|[0-9A-F]{8})$(?!\n)", description="TCG vendor id, such as IFX")
+]
+FirmwareVersion = Annotated[str, Meta(pattern=r"^[0-9]{1,5}\.[0-9]{1,5}$(?!\n)", description="major.minor")]
+
 _B64 = r"^[A-Za-z0-9_-]*$(?!\n)"
 # The largest TPM structure we accept is an RSA-4096 public area with its headers (about 600 bytes).
 TpmBytes = Annotated[str, Meta(pattern=_B64, max_length=2048, description="a TPM structure, base64url")]
 SmallBytes = Annotated[str, Meta(pattern=_B64, max_length=2048, description="base64url without padding")]
+# No pattern: matching megabytes costs more than decoding them, which refuses the same.
+BootLogBytes = Annotated[str, Meta(max_length=4 * 1024 * 1024 // 3 + 4, description="at most 1 MiB, base64url")]
+ImaBytes = Annotated[str, Meta(max_length=4 * 16 * 1024 * 1024 // 3 + 4, description="at most 16 MiB, base64url")]
 CertificateBytes = Annotated[str, Meta(pattern=_B64, max_length=8192, description="DER, base64url")]
 Pem = Annotated[str, Meta(max_length=16384, description="PEM")]
 

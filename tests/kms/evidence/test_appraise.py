@@ -39,7 +39,7 @@ def test_honest_host_passes_with_all_facts() -> None:
     assert verdict.binding.name == x.host.binding_name
     assert verdict.binding.auth_policy == x.host.binding_policy
     assert verdict.binding.modulus == x.host.binding_key.public_key().public_numbers().n.to_bytes(256, "big")
-    assert verdict.pcrs == {pcr: x.host.pcrs[pcr] for pcr in range(11)}
+    assert verdict.proven.pcrs == {pcr: x.host.pcrs[pcr] for pcr in range(11)}
     assert not verdict.rebooted
 
 
@@ -191,7 +191,7 @@ def test_binding_pcrs_must_be_quoted() -> None:
 def test_only_appraise_makes_an_appraisal() -> None:
     verdict = appraised(Exchange(SimulatedHost("fra-1")))
     with pytest.raises(TypeError):
-        Appraisal(verdict.facts, verdict.binding, verdict.pcrs, rebooted=False, proof=object())
+        Appraisal(verdict.facts, verdict.binding, verdict.proven, verdict.launches, rebooted=False, proof=object())
     with pytest.raises(TypeError):
         replace(verdict, rebooted=True, proof=None)
 

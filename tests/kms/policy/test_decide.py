@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keypeer.wire.messages import FreshRule, GeoRule, PlatformRule, PolicyDocument
-from kms.domain import AppraisalFacts, Counters, GeoFacts
+from keypeer.wire.messages import (
+    FreshRule,
+    GeoRule,
+    PlatformRule,
+    PolicyDocument,
+    RuntimeRule,
+    TpmRule,
+    VmRule,
+)
+from kms.domain import AppraisalFacts, BootSummary, Counters, GeoFacts, RuntimeVerdict
 from kms.errors import BadRequest
-from kms.policy.decide import decide
+from kms.policy.decide import decide, decide_config
 from kms.policy.model import Policy, compile_policy
 
 NOW = 1_800_000_000
@@ -80,6 +90,78 @@ def test_anywhere_is_said_in_words_and_asks_for_no_tag() -> None:
     assert decide(anywhere, appraisal(geo=None), NOW) == ()
 
 
+BOOT = BootSummary(bytes(32), secure_boot=True, kernel_command_line="quiet")
+VIOLATED = RuntimeVerdict("debian12", 9, (("runtime.file", "asked", "found /evil", "mend"),))
+DEEP = {
+    "secure_boot": PlatformRule(secure_boot=True),
+    "drtm": PlatformRule(drtm=True),
+    "makers": PlatformRule(tpm=TpmRule(manufacturers=("IFX", "NTC"))),
+    "firmware": PlatformRule(tpm=TpmRule(firmware={"IFX": "7.85"})),
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "facts", "expected"),
+    [
+        ("secure_boot", appraisal(boot=BOOT), []),
+        ("secure_boot", appraisal(boot=msgspec.structs.replace(BOOT, secure_boot=False)), ["platform.secure_boot"]),
+        ("secure_boot", GOOD, ["platform.secure_boot"]),
+        ("drtm", appraisal(drtm=True), []),
+        ("drtm", GOOD, ["platform.drtm"]),
+        ("makers", appraisal(manufacturer="NTC"), []),
+        ("makers", appraisal(manufacturer="STM"), ["tpm.manufacturer"]),
+        ("makers", GOOD, ["tpm.manufacturer"]),
+        ("firmware", appraisal(manufacturer="IFX", firmware="7.85"), []),
+        ("firmware", appraisal(manufacturer="IFX", firmware="8.0"), []),
+        ("firmware", appraisal(manufacturer="IFX", firmware="7.9"), ["tpm.firmware"]),
+        ("firmware", appraisal(manufacturer="IFX", firmware="7.84"), ["tpm.firmware"]),
+        ("firmware", appraisal(manufacturer="STM", firmware="1.0"), []),
+        ("firmware", GOOD, ["tpm.firmware"]),
+    ],
+)
+def test_platform_rules(rule: str, facts: AppraisalFacts, expected: list[str]) -> None:
+    reasons = decide(policy(msgspec.structs.replace(DOCUMENT, platform=DEEP[rule])), facts, NOW)
+    assert [reason.id for reason in reasons] == expected
+    assert all(reason.asked and reason.found and reason.mend for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("mode", "facts", "expected"),
+    [
+        ("revoke", appraisal(runtime=(RuntimeVerdict("debian12", 9, ()),)), []),
+        ("revoke", appraisal(runtime=(VIOLATED,)), ["runtime.file"]),
+        ("report", appraisal(runtime=(VIOLATED,)), []),
+        ("revoke", appraisal(runtime=(RuntimeVerdict("other", 9, ()),)), ["runtime.ima"]),
+        ("report", GOOD, ["runtime.ima"]),
+    ],
+)
+def test_runtime_rules(mode: Literal["revoke", "report"], facts: AppraisalFacts, expected: list[str]) -> None:
+    rule = RuntimeRule(ima="debian12", on_violation=mode)
+    reasons = decide(policy(msgspec.structs.replace(DOCUMENT, runtime=rule)), facts, NOW)
+    assert [reason.id for reason in reasons] == expected
+
+
+A, B = b"\xaa" * 32, b"\xbb" * 32
+
+
+@pytest.mark.parametrize(
+    ("rule", "launched", "pinned", "expected"),
+    [
+        (VmRule(), {}, b"", []),
+        (VmRule(config="pinned"), {"web": A}, A, []),
+        (VmRule(config="pinned"), {"web": B}, A, ["vm.config.mismatch"]),
+        (VmRule(config="pinned"), {"db": A}, A, ["vm.config.unmeasured"]),
+        (VmRule(config="pinned"), {"web": A}, b"", ["vm.config.unpinned"]),
+        (VmRule(config="approved-set", approved=(A.hex(), B.hex())), {"web": B}, b"", []),
+        (VmRule(config="approved-set", approved=(A.hex(),)), {"web": B}, B, ["vm.config.mismatch"]),
+    ],
+)
+def test_configuration_rules(rule: VmRule, launched: dict[str, bytes], pinned: bytes, expected: list[str]) -> None:
+    compiled = policy(msgspec.structs.replace(DOCUMENT, vm=rule))
+    reasons = decide_config(compiled, "web", "fra-1", launched, pinned)
+    assert [reason.id for reason in reasons] == expected
+
+
 @given(country=st.from_regex(r"\A[A-Z]{2}\Z"))
 def test_a_country_is_allowed_exactly_when_it_is_listed(country: str) -> None:
     allowed = not decide(policy(), tagged(country=country), NOW)
@@ -97,6 +179,8 @@ def test_a_country_is_allowed_exactly_when_it_is_listed(country: str) -> None:
         (PolicyDocument(geo=GeoRule(anywhere=True), fresh=FreshRule(lease="0s")), "fresh.lease is '0s'"),
         (PolicyDocument(geo=GeoRule(anywhere=True), fresh=FreshRule(evidence="60")), "fresh.evidence is '60'"),
         (PolicyDocument(geo=GeoRule(anywhere=True), fresh=FreshRule(grace="8d")), "fresh.grace is 8d"),
+        (PolicyDocument(geo=GeoRule(anywhere=True), vm=VmRule(config="approved-set")), "vm.approved is empty"),
+        (PolicyDocument(geo=GeoRule(anywhere=True), vm=VmRule(approved=("aa" * 32,))), "vm.approved stands beside"),
     ],
 )
 def test_a_wrong_policy_is_refused_by_the_key(document: PolicyDocument, words: str) -> None:

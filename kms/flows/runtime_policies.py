@@ -1,0 +1,87 @@
+"""Runtime policies: what hosts may run. Put, show, list, delete."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from keypeer.wire.messages import RuntimePolicyPage, RuntimePolicySummary, RuntimePolicyView
+from keypeer.wire.runtime import RuntimePolicy
+from kms import limits
+from kms.domain import StoredRuntimePolicy
+from kms.errors import BadRequest, NotFound
+from kms.evidence.ima.policy import CompiledRuntime
+from kms.flows.context import Caller, Context
+from kms.records import RUNTIME_POLICIES, Loaded, pack_runtime, unpack_runtime
+from kms.store.port import Check
+
+
+async def put(ctx: Context, caller: Caller, name: str, document: RuntimePolicy) -> RuntimePolicySummary:
+    """Stores a valid policy; every host's list is held against it from its next attestation on."""
+    CompiledRuntime(name, document)
+    stored = StoredRuntimePolicy(name, pack_runtime(document), ctx.now(), caller.name)
+    if len(stored.document) > limits.RUNTIME_POLICY_BYTES_MAX:
+        raise BadRequest(
+            "runtime.size",
+            f"runtime policy {name} has {len(stored.document)} bytes packed, {limits.RUNTIME_POLICY_BYTES_MAX} may be",
+            hint="name fewer packages",
+            status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        )
+    known = await ctx.records.load(RUNTIME_POLICIES, name)
+    others = await ctx.records.page(RUNTIME_POLICIES, "", limits.RUNTIME_POLICIES_MAX)
+    if known is None and len(others) >= limits.RUNTIME_POLICIES_MAX:
+        raise BadRequest(
+            "runtime.count",
+            f"{limits.RUNTIME_POLICIES_MAX} runtime policies are in force; every host is held against each",
+            hint="delete one that no policy names (keypeer runtime delete)",
+            status=HTTPStatus.CONFLICT,
+        )
+    summary = _summary(stored, document)
+    facts: dict[str, str | int | bool | list[str]] = {"runtime": name, "files": summary.files}
+    await ctx.commit(
+        checks=[known.check if known else Check(RUNTIME_POLICIES.key(name), 0)],
+        puts=await ctx.records.seal([RUNTIME_POLICIES.put(name, stored)]),
+        entries=[ctx.entry(caller, "runtime.put", "done", facts=facts)],
+    )
+    return summary
+
+
+async def delete(ctx: Context, caller: Caller, name: str) -> None:
+    """Takes a policy out of force; releases under policies that name it are refused from now on."""
+    known = await _load(ctx, name)
+    await ctx.commit(
+        checks=[known.check],
+        deletes=[known.key],
+        entries=[ctx.entry(caller, "runtime.delete", "done", facts={"runtime": name})],
+    )
+
+
+async def show(ctx: Context, name: str) -> RuntimePolicyView:
+    """One policy, whole."""
+    stored = (await _load(ctx, name)).value
+    document = unpack_runtime(stored.document)
+    return RuntimePolicyView(name=name, policy=document, updated_at=stored.updated_at, updated_by=stored.updated_by)
+
+
+async def page(ctx: Context) -> RuntimePolicyPage:
+    """All of them; they are few."""
+    stored = await ctx.records.page(RUNTIME_POLICIES, "", limits.RUNTIME_POLICIES_MAX)
+    return RuntimePolicyPage(items=tuple(_summary(each.value, unpack_runtime(each.value.document)) for each in stored))
+
+
+async def _load(ctx: Context, name: str) -> Loaded[StoredRuntimePolicy]:
+    known = await ctx.records.load(RUNTIME_POLICIES, name)
+    if known is None:
+        raise NotFound("runtime.unknown", f"no runtime policy {name} is known", hint="keypeer runtime list shows all")
+    return known
+
+
+def _summary(stored: StoredRuntimePolicy, document: RuntimePolicy) -> RuntimePolicySummary:
+    return RuntimePolicySummary(
+        name=stored.name,
+        sets={name: len(files) for name, files in document.sets.items()},
+        files=sum(len(files) for files in document.sets.values()),
+        keys=tuple(key.name for key in document.keys),
+        required=tuple(need.path for need in document.require),
+        updated_at=stored.updated_at,
+        updated_by=stored.updated_by,
+    )
