@@ -8,6 +8,7 @@ database may let a second host own a VM, if policy allows that host.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import zlib
 from collections import OrderedDict
@@ -237,7 +238,8 @@ def _sealed(mac: MacValue, payload: bytes) -> bytes:
 
 
 def _mac_input(key: bytes, payload: bytes) -> bytes:
-    return _LABEL + field(key) + payload
+    # The digest, because an HSM operation takes 64 KiB at most and a runtime policy has megabytes.
+    return _LABEL + field(key) + hashlib.sha256(payload).digest()
 
 
 def tampered(key: bytes) -> Unavailable:

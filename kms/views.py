@@ -14,6 +14,7 @@ from keypeer.wire.messages import (
     AppraisalView,
     BaselineView,
     BootView,
+    EvidenceView,
     GeoTagView,
     GeoView,
     HostView,
@@ -186,6 +187,18 @@ def baseline_boot(baseline: Baseline) -> BootFacts | None:
 def evidence_boot(evidence: HostEvidence) -> BootFacts | None:
     """What a host's last boot log proved, if it sent one."""
     return boot_facts(evidence.boot)
+
+
+def evidence_view(evidence: HostEvidence, launches: LaunchPosition) -> EvidenceView:
+    same_boot = launches.reset_count == evidence.reset_count
+    return EvidenceView(
+        at=evidence.at,
+        reset_count=evidence.reset_count,
+        pcrs={str(pcr): value.hex() for pcr, value in sorted(evidence.pcrs.items())},
+        boot_log_sha256=evidence.boot_log_sha256.hex() or None,
+        boot=evidence_boot(evidence),
+        launches={vm: config.hex() for vm, config in launches.configs.items()} if same_boot else {},
+    )
 
 
 def policy_view(stored: StoredPolicy) -> PolicyView:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from keypeer.wire.messages import ExpectHost, HostPage, HostView, RevokeHost
-from kms.domain import EnrolledHost, ExpectedHost, HostStatus, ReservedName
+from kms.domain import NO_LAUNCHES, EnrolledHost, ExpectedHost, HostStatus, ReservedName
 from kms.flows.context import Caller, Context, unknown_host
-from kms.records import EVIDENCE, EXPECTED, EXPECTED_NAMES, GEO_TAGS, HOSTS, REFUSALS, SESSIONS, Loaded
+from kms.records import EVIDENCE, EXPECTED, EXPECTED_NAMES, GEO_TAGS, HOSTS, LAUNCHES, REFUSALS, SESSIONS, Loaded
 from kms.store.port import Check
-from kms.views import host_view
+from kms.views import evidence_view, host_view
 
 
 async def expect(ctx: Context, caller: Caller, request: ExpectHost) -> None:
@@ -56,9 +56,15 @@ async def _decide(ctx: Context, caller: Caller, name: str, status: HostStatus, w
 
 
 async def show(ctx: Context, name: str) -> HostView:
-    """One host with its tag, session and last refusal."""
+    """One host with its tag, session, last refusal, and all that it proved last."""
     host = await _load(ctx, name)
-    return (await _views(ctx, [host]))[0]
+    (view,) = await _views(ctx, [host])
+    evidence, launches = await ctx.records.load(EVIDENCE, name), await ctx.records.load(LAUNCHES, name)
+    if evidence is None:
+        return view
+    shown = evidence_view(evidence.value, launches.value if launches else NO_LAUNCHES)
+    whole: HostView = msgspec.structs.replace(view, evidence=shown)
+    return whole
 
 
 async def page(ctx: Context, after: str, limit: int) -> HostPage:

@@ -88,6 +88,21 @@ async def test_a_good_boot_is_granted(service: Service, host: MeasuredHost) -> N
         assert key.size == 64
 
 
+async def test_a_person_reads_what_booted(service: Service, host: MeasuredHost) -> None:
+    await host.agent.launch("web-1", DOMAIN)
+    shown = service.keypeer("host", "show", host.name).stdout
+    for line in ("Secure Boot", "lockdown=confidentiality", "Test UEFI CA", "shimx64.efi", "started web-1"):
+        assert line in shown
+    evidence = service.caller("auditor").get(f"/v1/hosts/{host.name}").body["evidence"]
+    assert evidence["boot"]["secure_boot"]["enabled"]
+    assert evidence["launches"] == {"web-1": config_digest(DOMAIN).hex()}
+    assert evidence["pcrs"]["7"] == boot_log(machine=host.name).pcrs("sha256")[7].hex()
+    assert all(
+        "evidence" not in item or not item["evidence"]
+        for item in service.caller("auditor").get("/v1/hosts").body["items"]
+    )
+
+
 async def test_an_unchanged_log_is_sent_once(host: MeasuredHost) -> None:
     first = (await host.agent.attest()).next_challenge.logs
     assert first.boot_log is not None

@@ -24,6 +24,7 @@ from kms.flows.context import Caller as FlowCaller
 from kms.settings import read_home
 from tests.support import tpm_bytes as t
 from tests.support.service import Caller, Host, Service, create_vm, good_host, put_demo_policy
+from tests.support.simulated_host import SimulatedHost
 
 # ── who calls ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -108,7 +109,8 @@ def test_a_host_reads_about_itself_alone(service: Service) -> None:
 # ── enrolment ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_pending_host_may_do_nothing_until_an_officer_approves(service: Service) -> None:
+def test_cve_2026_1709_a_pending_host_may_do_nothing_until_an_officer_approves(service: Service) -> None:
+    """A registrar that takes whoever comes: here coming proves a TPM, and opens nothing."""
     host = Host(service, "newcomer").enrol(vendor=True)
     for path, message in (
         ("/v1/challenges", wire.ChallengeRequest()),
@@ -437,3 +439,45 @@ def test_release_without_a_session(service: Service) -> None:
     host = good_host(service, "sessionless")
     for session, code in (("AAAA", "session.unknown"), ("", "session.unknown"), ("A", "request.invalid")):
         assert host.try_release("web-1", session).code == code
+
+
+# ── what ends with what it stands on ───────────────────────────────────────────────────────────────────────────
+
+
+def test_a_new_tag_ends_the_session_that_stood_on_the_old_one(service: Service) -> None:
+    create_vm(service, "moved-vm")
+    host = good_host(service, "moved")
+    host.attest()
+    reply = service.caller("officer").post("/v1/hosts/moved/geo-tag", wire.IssueGeoTag(country="US"))
+    assert reply.status == 201
+    assert host.try_release("moved-vm").code == "session.unknown"
+    assert "geo.superseded" in host.try_attest().reason_ids
+
+
+def test_a_lease_never_outlives_the_tag(service: Service) -> None:
+    create_vm(service, "brief-vm")
+    host = Host(service, "brief").expect().enrol().tag("DE", valid=100)
+    host.attest()
+    release = host.try_release("brief-vm").of(wire.Release)
+    tag = service.caller("auditor").get("/v1/hosts/brief/geo-tag").body["geo"]
+    assert release.lease_expires_at == tag["expires_at"]
+
+
+def test_a_name_on_the_inventory_is_kept_for_its_tpm(service: Service) -> None:
+    """Attack: a genuine TPM of a trusted vendor takes the name of a host that is expected."""
+    real = Host(service, "reserved").expect()
+    with pytest.raises(AssertionError, match=r"enrol\.host_reserved"):
+        Host(service, "reserved").enrol(vendor=True)
+    assert service.caller("auditor").get("/v1/hosts/reserved").code == "host.unknown"
+    assert real.enrol().caller.get("/v1/hosts/reserved").body["status"] == "approved"
+
+
+def test_callers_who_prove_nothing_cannot_fill_the_log(service: Service) -> None:
+    anyone = service.caller("anyone")
+    stranger = SimulatedHost("stranger")
+    before = len(service.audit())
+    tries = 4 * limits.UNPROVEN_ENTRIES_MAX
+    for _ in range(tries):
+        assert anyone.post("/v1/enrolments", stranger.enrol_request()).code == "enrol.ek_untrusted"
+    written = len(service.audit()) - before
+    assert 0 < written <= 2 * limits.UNPROVEN_ENTRIES_MAX  # the window may have turned meanwhile

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from keypeer.cli import output
+from keypeer.cli.boot import words
 from keypeer.cli.calling import command
-from keypeer.wire.messages import AppraisalView, ExpectHost, HostView
+from keypeer.wire.messages import AppraisalView, EvidenceView, ExpectHost, HostView
 
 if TYPE_CHECKING:
     from keypeer.client import AsyncClient
@@ -96,16 +97,21 @@ async def revoke(client: AsyncClient, name: str, why: str, as_json: bool) -> Non
 
 
 def _evidence(appraisal: AppraisalView) -> Iterator[tuple[str, str]]:
-    boot = appraisal.boot
     yield "TPM", " ".join(filter(None, (appraisal.tpm_manufacturer, f"firmware {appraisal.tpm_firmware}")))
-    if boot is not None:
-        yield "Secure Boot", "on" if boot.secure_boot else "off"
-        yield "kernel command line", boot.kernel_command_line
-        yield "boot log", boot.log_sha256
     yield "dynamic launch", "as a baseline lists it" if appraisal.drtm else "none"
     for verdict in appraisal.runtime:
         failures = f"{len(verdict.reasons)} reasons against it" if verdict.reasons else "nothing against it"
         yield f"runs {verdict.policy}", f"{verdict.entries} entries, {failures}"
+
+
+def _proven(evidence: EvidenceView) -> Iterator[tuple[str, str]]:
+    """What the TPM proved last, whether it was good or not."""
+    if evidence.boot is not None:
+        yield from words(evidence.boot)
+    else:
+        yield "boot log", "none was sent, or none that its quote carries"
+    for vm, config in evidence.launches.items():
+        yield f"started {vm}", config
 
 
 def _tell(view: HostView, as_json: bool) -> None:
@@ -131,6 +137,7 @@ def _tell(view: HostView, as_json: bool) -> None:
                 "boots",
                 f"resetCount {appraisal.reset_count}, restartCount {appraisal.restart_count}" if appraisal else "",
             ),
+            *(_proven(view.evidence) if view.evidence else ()),
             ("session ends", output.when(view.session_expires_at)),
             ("last refused", output.when(view.last_refusal_at)),
         ]

@@ -394,8 +394,20 @@ class RevokeHost(Request, frozen=True, kw_only=True):
     why: Annotated[str, Meta(min_length=1, max_length=400)]
 
 
+class EvidenceView(Answer, frozen=True, kw_only=True):
+    """What a host's TPM proved last, good or not: quoted PCRs, the boot log's facts, and each VM that was started in
+    this boot with the SHA-256 of its configuration."""
+
+    at: UnixSeconds
+    reset_count: int
+    pcrs: dict[str, HexDigest]
+    boot_log_sha256: Sha256Hex | None
+    boot: BootFacts | None
+    launches: dict[str, Sha256Hex]
+
+
 class HostView(Answer, frozen=True, kw_only=True):
-    """A host, its approval, its last appraisal."""
+    """A host, its approval, its last appraisal; ``evidence`` where one host alone was asked for."""
 
     host: HostId
     status: HostStatus
@@ -410,6 +422,7 @@ class HostView(Answer, frozen=True, kw_only=True):
     session_expires_at: UnixSeconds | None = None
     last_refusal: tuple[ReasonView, ...] = ()
     last_refusal_at: UnixSeconds | None = None
+    evidence: EvidenceView | None = None
 
 
 class AppraisalToken(Answer, frozen=True, kw_only=True):
