@@ -1,0 +1,50 @@
+"""The audit log, and health."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from keypeer.wire.messages.base import Answer, ReasonView
+from keypeer.wire.types import Sha256Hex
+
+
+class AuditView(Answer, frozen=True, kw_only=True):
+    """One entry of the audit log; ``link`` chains it to all before it."""
+
+    sequence: int
+    time: float
+    action: str
+    outcome: Literal["granted", "refused", "done"]
+    actor: str
+    role: str
+    host: str = ""
+    vm: str = ""
+    code: str = ""
+    reasons: tuple[ReasonView, ...] = ()
+    facts: dict[str, str | int | bool | list[str]] = msgspec.field(default_factory=dict)
+    link: Sha256Hex
+
+
+class AuditPage(Answer, frozen=True, kw_only=True):
+    """Entries after the asked one, in order; ``size`` is the log's length now."""
+
+    items: tuple[AuditView, ...]
+    size: int
+
+
+class HealthCheck(Answer, frozen=True, kw_only=True):
+    """One part's health; a failing one says why and how to mend it."""
+
+    id: str
+    ok: bool
+    found: str
+    mend: str = ""
+
+
+class Readiness(Answer, frozen=True, kw_only=True):
+    """Whether a release would succeed now."""
+
+    ready: bool
+    checks: tuple[HealthCheck, ...]
