@@ -431,7 +431,7 @@ async def test_a_tpm_state_that_was_put_back_is_refused(service: Service, host: 
     host.tpm.stop()
     shutil.copytree(host.tpm.folder / "state", tmp_path / "state")
     host.tpm.start()
-    for _ in range(2):
+    for _ in range(4):
         host.boot(boot_log(machine=host.name))
     await host.agent.attest()
     host.tpm.stop()
@@ -439,7 +439,8 @@ async def test_a_tpm_state_that_was_put_back_is_refused(service: Service, host: 
     shutil.copytree(tmp_path / "state", host.tpm.folder / "state")
     host.tpm.start()
     host.boot(boot_log(machine=host.name))
-    assert "resetCount went back" in (await host.refusal())["counters.restored"].found
+    # resetCount, or the clock: it depends on what swtpm had written when it was stopped.
+    assert "went back" in (await host.refusal())["counters.restored"].found
     assert "counters.restored" in await host.refusal()
     assert service.caller("officer").post(f"/v1/hosts/{host.name}/approve").status == 200
     await host.agent.attest()
