@@ -20,7 +20,7 @@ from kms.custody.client import HsmClient
 from kms.errors import BadRequest
 from kms.evidence.ek import VendorCas
 from kms.flows.context import AttestationProfile, Context
-from kms.records import Records
+from kms.records import Records, RuntimePolicies
 from kms.settings import Home
 from kms.store.lmdb import LmdbStore
 from kms.store.port import Store
@@ -58,9 +58,11 @@ async def open_context(home: Home) -> AsyncIterator[Context]:
     """Everything that flows need, over the running HSM workers and the store."""
     async with open_store(home) as store, open_custody(home) as custody:
         description = await custody.describe()
+        records = Records(store, custody)
         yield Context(
             store=store,
-            records=Records(store, custody),
+            records=records,
+            runtime=RuntimePolicies(store, records),
             custody=custody,
             clock=time.time,
             random=os.urandom,

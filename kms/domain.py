@@ -225,10 +225,10 @@ NO_LAUNCHES = LaunchPosition()
 
 
 class StoredRuntimePolicy(Record, frozen=True):
-    """A runtime policy (kms.evidence.ima.policy), as msgpack deflated (RFC 1950)."""
+    """A runtime policy by the SHA-256 of its packed document, which is megabytes and stands apart."""
 
     name: str
-    document: bytes
+    sha256: bytes
     updated_at: int
     updated_by: str
 

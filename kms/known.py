@@ -29,7 +29,7 @@ from kms.records import (
     SESSIONS,
     Loaded,
     Records,
-    load_runtime_policies,
+    RuntimePolicies,
 )
 from kms.store.port import Check
 
@@ -107,7 +107,7 @@ class KnownHost:
         return known is None or msgspec.structs.replace(known, at=kept.at, clock=kept.clock) != kept
 
 
-async def read_known(records: Records, host: Loaded[EnrolledHost]) -> KnownHost:
+async def read_known(records: Records, runtime: RuntimePolicies, host: Loaded[EnrolledHost]) -> KnownHost:
     """All that is known of ``host``, freshly read."""
     name = host.value.host
     return KnownHost(
@@ -118,5 +118,5 @@ async def read_known(records: Records, host: Loaded[EnrolledHost]) -> KnownHost:
         launches=await records.load(LAUNCHES, name),
         tag=await records.load(GEO_TAGS, name),
         baselines=tuple(await records.all(BASELINES)),
-        runtime=tuple(await load_runtime_policies(records)),
+        runtime=await runtime.load(),
     )

@@ -53,6 +53,7 @@ HSM_WATCH_S = 0.5  # seconds between looks at deadlines and health
 HSM_ATTEMPTS_MAX = 4  # count; one more than the workers that may die under a request
 HSM_RECONNECT_S = 0.05  # seconds between attempts to reach a worker that is starting
 HSM_QUEUE_MAX = 50_000  # operations waiting in one web worker; beyond it, callers are told to come back
+VERIFIED_BYTES_MAX = 64 * 1024 * 1024  # bytes of such records, as stored; decoded ones take a few times as much
 VERIFIED_RECORDS_MAX = 16_384  # records whose seal was checked, kept by their exact bytes
 
 # ── processes ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -125,6 +125,7 @@ class Records:
         self._store = store
         self._custody = custody
         self._verified: OrderedDict[tuple[bytes, bytes], object] = OrderedDict()
+        self._bytes = 0
 
     async def load(self, kind: Kind[T], name: str) -> Loaded[T] | None:
         """The record, freshly read and verified; raises ``store.tampered`` when its seal doesn't hold."""
@@ -185,10 +186,15 @@ class Records:
             if not hmac.compare_digest(item.value[4:_HEAD_BYTES], expected.mac):
                 raise tampered(item.key)
             found[item.key, item.value] = kind.decoder.decode(item.value[_HEAD_BYTES:])
-        self._verified |= found
-        while len(self._verified) > limits.VERIFIED_RECORDS_MAX:
-            self._verified.popitem(last=False)
+        self._remember(found)
         return found
+
+    def _remember(self, found: dict[tuple[bytes, bytes], T]) -> None:
+        self._bytes += sum(len(key) + len(value) for key, value in found if (key, value) not in self._verified)
+        self._verified |= found
+        while len(self._verified) > limits.VERIFIED_RECORDS_MAX or self._bytes > limits.VERIFIED_BYTES_MAX:
+            (key, value), _ = self._verified.popitem(last=False)
+            self._bytes -= len(key) + len(value)
 
 
 def _plain(kind: Kind[T]) -> Callable[[Item], T]:
@@ -207,25 +213,54 @@ async def load_policy(records: Records, name: str) -> Loaded[Policy] | None:
     return None if stored is None else Loaded(stored.key, _compile(name, stored.value.document), stored.version)
 
 
-async def load_runtime_policies(records: Records) -> list[Loaded[CompiledRuntime]]:
-    """Every runtime policy in force, freshly read; compiled once for its exact bytes."""
-    stored = await records.page(RUNTIME_POLICIES, "", limits.RUNTIME_POLICIES_MAX)
-    return [Loaded(each.key, _compile_runtime(each.value.name, each.value.document), each.version) for each in stored]
+def runtime_document_key(sha256: bytes) -> bytes:
+    """Where a runtime policy's packed document stands. It needs no seal: the sealed record names its digest."""
+    return b"runtime-document/" + sha256.hex().encode()
 
 
 def pack_runtime(document: RuntimePolicy) -> bytes:
-    """A runtime policy as StoredRuntimePolicy keeps it. Digests don't shrink, the paths beside them do."""
+    """A runtime policy's document: msgpack, deflated (RFC 1950). Digests don't shrink, the paths beside them do."""
     return zlib.compress(_encode(document), 1)
 
 
-def unpack_runtime(packed: bytes) -> RuntimePolicy:
-    """The inverse of ``pack_runtime``."""
-    return _runtime.decode(zlib.decompress(packed))
+async def load_runtime_document(store: Store, stored: domain.StoredRuntimePolicy) -> RuntimePolicy:
+    """The document that ``stored`` names; raises ``store.tampered`` for another one."""
+    key = runtime_document_key(stored.sha256)
+    item = await store.get(key)
+    if item is None or not hmac.compare_digest(hashlib.sha256(item.value).digest(), stored.sha256):
+        raise tampered(key)
+    return _runtime.decode(zlib.decompress(item.value))
 
 
-@lru_cache(2 * limits.RUNTIME_POLICIES_MAX)
-def _compile_runtime(name: str, packed: bytes) -> CompiledRuntime:
-    return CompiledRuntime(name, unpack_runtime(packed))
+class RuntimePolicies:
+    """The runtime policies in force, freshly read; each compiled once for its document's digest, which every worker
+    finds in the record."""
+
+    def __init__(self, store: Store, records: Records) -> None:
+        self._store = store
+        self._records = records
+        self._compiled: OrderedDict[tuple[str, bytes], CompiledRuntime] = OrderedDict()
+
+    async def load(self) -> tuple[Loaded[CompiledRuntime], ...]:
+        """All of them, in the order of their names."""
+        try:
+            return await self._load()
+        except Unavailable:  # a document that was replaced between the two reads
+            return await self._load()
+
+    async def _load(self) -> tuple[Loaded[CompiledRuntime], ...]:
+        stored = await self._records.page(RUNTIME_POLICIES, "", limits.RUNTIME_POLICIES_MAX)
+        return tuple([Loaded(each.key, await self._ready(each.value), each.version) for each in stored])
+
+    async def _ready(self, stored: domain.StoredRuntimePolicy) -> CompiledRuntime:
+        key = (stored.name, stored.sha256)
+        ready = self._compiled.get(key)
+        if ready is None:
+            ready = CompiledRuntime(stored.name, await load_runtime_document(self._store, stored))
+            self._compiled[key] = ready
+            while len(self._compiled) > 2 * limits.RUNTIME_POLICIES_MAX:
+                self._compiled.popitem(last=False)
+        return ready
 
 
 @lru_cache(limits.COMPILED_POLICIES_MAX)

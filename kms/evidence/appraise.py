@@ -20,6 +20,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
+from typing import NamedTuple
 
 from keypeer.wire.boot import BootFacts
 from keypeer.wire.profile import LAUNCH_PCR
@@ -44,12 +45,11 @@ from kms.tpm.reader import malformed
 _PROOF = object()
 
 
-@dataclass(frozen=True, slots=True)
-class Proven:
+class Proven(NamedTuple):
     """What a good quote proves, whatever one thinks of it: PCR values, and the boot log that explains them."""
 
     clock: ClockRecord
-    pcrs: dict[int, bytes] = field(hash=False)
+    pcrs: dict[int, bytes]
     boot_log: BootLogEvidence | None
     boot: BootFacts | None
 
@@ -61,7 +61,7 @@ class Appraisal:
 
     facts: AppraisalFacts
     binding: BindingKey
-    proven: Proven
+    proven: Proven = field(hash=False)
     launches: LaunchPosition = field(hash=False)
     runtime: Runtime
     rebooted: bool

@@ -80,7 +80,7 @@ async def _read(ctx: Context, caller: Caller) -> KnownHost:
     error = host_refusal(host.value if host else None, caller)
     if error is not None or host is None:
         raise await ctx.refuse(caller, _ACTION, error or unknown_host(caller.name), host=caller.name)
-    return await read_known(ctx.records, host)
+    return await read_known(ctx.records, ctx.runtime, host)
 
 
 def _expectations(ctx: Context, caller: Caller, state: KnownHost, request: AttestRequest) -> Expectations:

@@ -6,7 +6,7 @@ from keypeer.wire.messages import Challenge, ChallengeRequest, LogPositions
 from kms import limits, nonces
 from kms.domain import NO_LAUNCHES
 from kms.flows.context import Caller, Context, conflict
-from kms.records import EVIDENCE, LAUNCHES, NONCES, SESSIONS, load_runtime_policies
+from kms.records import EVIDENCE, LAUNCHES, NONCES, SESSIONS
 from kms.store.port import Check
 from kms.views import log_positions
 
@@ -32,5 +32,5 @@ async def _positions(ctx: Context, host: str) -> LogPositions:
         evidence.value if evidence else None,
         session.value if session else None,
         launches.value if launches else NO_LAUNCHES,
-        {loaded.value.name: loaded.version for loaded in await load_runtime_policies(ctx.records)},
+        {loaded.value.name: loaded.version for loaded in await ctx.runtime.load()},
     )

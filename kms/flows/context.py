@@ -16,7 +16,7 @@ from kms.custody.port import Custody
 from kms.domain import EnrolledHost, Role
 from kms.errors import KeypeerError, NotFound, Refused, Unavailable
 from kms.evidence.ek import VendorCas
-from kms.records import HOSTS, Loaded, Records
+from kms.records import HOSTS, Loaded, Records, RuntimePolicies
 from kms.store.port import Check, Commit, Committed, Conflict, Store
 
 
@@ -60,6 +60,7 @@ class Context:
 
     store: Store
     records: Records
+    runtime: RuntimePolicies
     custody: Custody
     clock: Callable[[], float]
     random: Callable[[int], bytes]

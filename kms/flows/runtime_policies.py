@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from http import HTTPStatus
 
 from keypeer.wire.messages import RuntimePolicyPage, RuntimePolicySummary, RuntimePolicyView
@@ -11,18 +12,19 @@ from kms.domain import StoredRuntimePolicy
 from kms.errors import BadRequest, NotFound
 from kms.evidence.ima.policy import CompiledRuntime
 from kms.flows.context import Caller, Context
-from kms.records import RUNTIME_POLICIES, Loaded, pack_runtime, unpack_runtime
+from kms.records import RUNTIME_POLICIES, Loaded, load_runtime_document, pack_runtime, runtime_document_key
 from kms.store.port import Check
 
 
 async def put(ctx: Context, caller: Caller, name: str, document: RuntimePolicy) -> RuntimePolicySummary:
     """Stores a valid policy; every host's list is held against it from its next attestation on."""
     CompiledRuntime(name, document)
-    stored = StoredRuntimePolicy(name, pack_runtime(document), ctx.now(), caller.name)
-    if len(stored.document) > limits.RUNTIME_POLICY_BYTES_MAX:
+    packed = pack_runtime(document)
+    stored = StoredRuntimePolicy(name, hashlib.sha256(packed).digest(), ctx.now(), caller.name)
+    if len(packed) > limits.RUNTIME_POLICY_BYTES_MAX:
         raise BadRequest(
             "runtime.size",
-            f"runtime policy {name} has {len(stored.document)} bytes packed, {limits.RUNTIME_POLICY_BYTES_MAX} may be",
+            f"runtime policy {name} has {len(packed)} bytes packed, {limits.RUNTIME_POLICY_BYTES_MAX} may be",
             hint="name fewer packages",
             status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         )
@@ -37,9 +39,11 @@ async def put(ctx: Context, caller: Caller, name: str, document: RuntimePolicy) 
         )
     summary = _summary(stored, document)
     facts: dict[str, str | int | bool | list[str]] = {"runtime": name, "files": summary.files}
+    puts = await ctx.records.seal([RUNTIME_POLICIES.put(name, stored)])
     await ctx.commit(
-        checks=[known.check if known else Check(RUNTIME_POLICIES.key(name), 0)],
-        puts=await ctx.records.seal([RUNTIME_POLICIES.put(name, stored)]),
+        checks=[*(each.check for each in others), known.check if known else Check(RUNTIME_POLICIES.key(name), 0)],
+        deletes=_orphaned(known, others, but=stored.sha256),
+        puts=[*puts, (runtime_document_key(stored.sha256), packed)],
         entries=[ctx.entry(caller, "runtime.put", "done", facts=facts)],
     )
     return summary
@@ -48,9 +52,10 @@ async def put(ctx: Context, caller: Caller, name: str, document: RuntimePolicy) 
 async def delete(ctx: Context, caller: Caller, name: str) -> None:
     """Takes a policy out of force; releases under policies that name it are refused from now on."""
     known = await _load(ctx, name)
+    others = await ctx.records.page(RUNTIME_POLICIES, "", limits.RUNTIME_POLICIES_MAX)
     await ctx.commit(
-        checks=[known.check],
-        deletes=[known.key],
+        checks=[each.check for each in others],
+        deletes=[known.key, *_orphaned(known, others)],
         entries=[ctx.entry(caller, "runtime.delete", "done", facts={"runtime": name})],
     )
 
@@ -58,14 +63,26 @@ async def delete(ctx: Context, caller: Caller, name: str) -> None:
 async def show(ctx: Context, name: str) -> RuntimePolicyView:
     """One policy, whole."""
     stored = (await _load(ctx, name)).value
-    document = unpack_runtime(stored.document)
+    document = await load_runtime_document(ctx.store, stored)
     return RuntimePolicyView(name=name, policy=document, updated_at=stored.updated_at, updated_by=stored.updated_by)
 
 
 async def page(ctx: Context) -> RuntimePolicyPage:
     """All of them; they are few."""
     stored = await ctx.records.page(RUNTIME_POLICIES, "", limits.RUNTIME_POLICIES_MAX)
-    return RuntimePolicyPage(items=tuple(_summary(each.value, unpack_runtime(each.value.document)) for each in stored))
+    items = [_summary(each.value, await load_runtime_document(ctx.store, each.value)) for each in stored]
+    return RuntimePolicyPage(items=tuple(items))
+
+
+def _orphaned(
+    known: Loaded[StoredRuntimePolicy] | None, all_: list[Loaded[StoredRuntimePolicy]], *, but: bytes = b""
+) -> list[bytes]:
+    """The key of ``known``'s document, unless another policy has the same one."""
+    if known is None:
+        return []
+    digest = known.value.sha256
+    shared = any(each.value.sha256 == digest for each in all_ if each.key != known.key)
+    return [] if shared or digest == but else [runtime_document_key(digest)]
 
 
 async def _load(ctx: Context, name: str) -> Loaded[StoredRuntimePolicy]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cache
+from typing import NamedTuple, cast
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec, padding
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from kms import limits
-from kms.tpm.constants import ALG_ECDSA, ALG_RSAPSS, ALG_RSASSA, Hash, alg_name
+from kms.tpm.constants import ALG_ECDSA, ALG_RSAPSS, ALG_RSASSA, HASHES, Hash, alg_name
 from kms.tpm.public import PublicKey
 from kms.tpm.reader import Reader
 
@@ -59,11 +60,17 @@ class SignatureScheme(NamedTuple):
         return None
 
     def _verify(self, key: PublicKey, message: bytes, value: bytes) -> None:
-        if isinstance(key, ec.EllipticCurvePublicKey):
-            key.verify(value, message, ec.ECDSA(self.hash.pyca))
+        # The scheme is of the key's own public area, so it tells the key's type; isinstance would cost a microsecond.
+        if self.alg == ALG_ECDSA:
+            cast("ec.EllipticCurvePublicKey", key).verify(value, message, _ecdsa(self.hash.id))
         elif self.alg == ALG_RSASSA:
-            key.verify(value, message, padding.PKCS1v15(), self.hash.pyca)
+            cast("rsa.RSAPublicKey", key).verify(value, message, padding.PKCS1v15(), self.hash.pyca)
         else:
             # Part 1 §B.7: the salt is as long as the hash under FIPS, else as long as fits.
             pss = padding.PSS(mgf=padding.MGF1(self.hash.pyca), salt_length=padding.PSS.AUTO)
-            key.verify(value, message, pss, self.hash.pyca)
+            cast("rsa.RSAPublicKey", key).verify(value, message, pss, self.hash.pyca)
+
+
+@cache
+def _ecdsa(hash_alg: int) -> ec.ECDSA:
+    return ec.ECDSA(HASHES[hash_alg].pyca)
