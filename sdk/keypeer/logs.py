@@ -29,8 +29,8 @@ def boot_log(path: Path, known: LogPositions) -> BootLog:
 
 
 def ima_log(path: Path, known: LogPositions) -> ImaLog:
-    """The IMA list (ASCII) from the entry on that the service hasn't seen, as much of it as fits. Raises StateError
-    ``log.missing``, ``log.size``."""
+    """The IMA list (ASCII) from the entry on that the service hasn't seen. Raises StateError ``log.missing``, and
+    ``log.size`` for more than goes at a time: a part of it couldn't lead to the quoted PCR."""
     start = 0
     rest = _read(path, limits.IMA_LIST_BYTES_MAX)
     for _ in range(known.ima):
@@ -38,10 +38,11 @@ def ima_log(path: Path, known: LogPositions) -> ImaLog:
         if end < 0:
             break  # the service knows more than there is: the list of another boot; it refuses in words
         start = end + 1
-    increment = rest[start : start + limits.IMA_INCREMENT_BYTES_MAX]
-    if len(rest) - start > len(increment):
-        increment = increment[: increment.rfind(b"\n") + 1]
-    return ImaLog(start=known.ima, entries=b64encode(increment))
+    if len(rest) - start > limits.IMA_INCREMENT_BYTES_MAX:
+        found = f"{path} has {len(rest) - start} bytes that the service hasn't seen"
+        hint = f"at most {limits.IMA_INCREMENT_BYTES_MAX} go at a time: attest more often, or measure less and reboot"
+        raise StateError("log.size", found, hint)
+    return ImaLog(start=known.ima, entries=b64encode(rest[start:]))
 
 
 def _read(path: Path, most: int) -> bytes:

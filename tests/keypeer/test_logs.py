@@ -30,10 +30,13 @@ def test_the_list_goes_on_where_the_service_is(tmp_path: Path, known: int, sent:
     assert (log.start, b64decode(log.entries)) == (known, sent)
 
 
-def test_an_increment_ends_with_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_goes_at_a_time_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ima").write_bytes(b"aaaa\nbbbb\ncccc\n")
     monkeypatch.setattr(limits, "IMA_INCREMENT_BYTES_MAX", 12)
-    assert b64decode(logs.ima_log(tmp_path / "ima", LogPositions()).entries) == b"aaaa\nbbbb\n"
+    with pytest.raises(StateError) as caught:
+        logs.ima_log(tmp_path / "ima", LogPositions())
+    assert caught.value.code == "log.size"
+    assert b64decode(logs.ima_log(tmp_path / "ima", LogPositions(ima=1)).entries) == b"bbbb\ncccc\n"
 
 
 def test_another_boots_positions_count_for_nothing_but_its_boot_log() -> None:
