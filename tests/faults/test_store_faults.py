@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -57,15 +57,25 @@ class Worker:
 
     def finish(self) -> list[str]:
         """What it still says before it ends by itself."""
-        said, _ = self.process.communicate(timeout=60)
+        said = self._rest()
         assert self.process.returncode == 0
         return said.split()
 
     def kill(self) -> list[str]:
         """Whole lines it had still said when it was killed."""
         self.process.kill()
-        said, _ = self.process.communicate()
-        return said.split("\n")[:-1]
+        return self._rest().split("\n")[:-1]
+
+    def _rest(self) -> str:
+        """All that follows the last ``line``; communicate doesn't know what was read ahead with a line."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+        said = "" if self.process.stdout.closed else self.process.stdout.read()
+        self.process.stdout.close()
+        self.process.wait(60)
+        return said
 
 
 @contextmanager
