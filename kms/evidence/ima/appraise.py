@@ -14,7 +14,7 @@ from keypeer.wire.profile import IMA_PCR
 from kms import limits
 from kms.domain import ImaPosition, RuntimeState
 from kms.errors import Reason
-from kms.evidence.ima.entry import Entry
+from kms.evidence.ima.entry import VIOLATION, Entry
 from kms.evidence.ima.policy import CompiledRuntime
 from kms.evidence.ima.replay import Replayed, replay
 from kms.evidence.model import Findings
@@ -86,7 +86,8 @@ def judge(
     allowed, required = policy.allowed, policy.required
     for entry in rest:
         claim = entry.claim
-        if claim in allowed:
+        # A violation extends ones, whatever its text says: that a set allows the claim proves nothing.
+        if claim in allowed and entry.template_hash != VIOLATION:
             if claim in required:
                 seen.add(required[claim])
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -94,6 +95,13 @@ def test_what_is_not_allowed_is_refused_in_words(log: ImaList, reason: str) -> N
     assert asked
     assert mend
     assert log.lines[0].shown[1] in found
+
+
+def test_a_violation_that_claims_an_allowed_file_stays_a_violation() -> None:
+    # Its PCR extend is all ones, so whoever sends the list can write any text beside it and the list still replays.
+    hidden = ImaList().add(replace(ng(QEMU, hashlib.sha256(b"qemu").digest()), violation=True))
+    required = policy(require=(Requirement(path=QEMU, of="debian12"),))
+    assert judged(hidden, required) == ["runtime.violation", "runtime.required"]
 
 
 KEYS = (
