@@ -68,6 +68,8 @@ def parse_ascii(text: bytes) -> list[Entry]:
     _check_size(text)
     if text and not text.endswith(b"\n"):
         raise malformed(_WHERE, "the last line has no end")
+    if b"\0" in text:
+        raise malformed(_WHERE, "a line holds a NUL, which ends what Linux prints")
     lines = text.split(b"\n")
     lines.pop()
     if len(lines) > limits.IMA_ENTRIES_MAX:
@@ -112,7 +114,11 @@ def parse_binary(data: bytes) -> list[Entry]:
         if template == b"ima":
             file_digest = reader.take(20, "digest")
             name = reader.counted(reader.u32("name length"), _LEGACY_NAME_BYTES - 1, "name")
-            entries.append(_legacy(digest, file_digest, name.rstrip(b"\0")))
+            # The name is printed by its strlen. With NULs, another template's lengths could pass for a part of it, and
+            # an entry of that template for one of this: their hashes are of the same bytes.
+            if b"\0" in name or b"\n" in name:
+                raise malformed(_WHERE, "an entry of template ima whose name holds a NUL or a line end")
+            entries.append(_legacy(digest, file_digest, name))
         else:
             fields = reader.counted(reader.u32("template data length"), limits.IMA_ENTRY_BYTES_MAX, "template data")
             entries.append(_from_fields(digest, template, fields))

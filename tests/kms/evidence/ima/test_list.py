@@ -150,6 +150,7 @@ MALFORMED = {
     "legacy digest too long": b"10 " + b"00" * 20 + b" ima " + b"00" * 21 + b" /a\n",
     "number too large": b"10 " + b"00" * 20 + b" evm-sig sha256:00 /a 05 x 00 00 4294967296 2 3\n",
     "null bytes": bytes(100),
+    "NUL in a name": ng("/a\0/b", bytes(32)).ascii(),
 }
 
 
@@ -171,6 +172,26 @@ def test_a_name_that_could_be_read_as_two_is_malformed(name: bytes) -> None:
     line = Line("ima-ng", (b"sha256:\0" + bytes(32), name), ())
     with pytest.raises(EvidenceError):
         parse_binary(line.binary())
+
+
+def test_an_entry_cannot_pass_for_one_of_the_template_without_lengths() -> None:
+    # The template's name is in no hash, and ``ima`` hashes 276 bytes: a file with a path that fills them and a digest
+    # ground to hold a path would get another name, under an exclude.
+    line = ng("/usr/bin/" + "e" * 218, bytes(range(1, 9)) + b"/tmp/" + b"E" * 19)
+    digest, name = line.hashed[:20], line.hashed[20:].rstrip(b"\0")
+    assert len(line.hashed) == 276
+    spoofed = Line("ima", (digest, name), (digest.hex(), name.decode("latin-1")))
+    assert spoofed.template_hash == line.template_hash
+    text = b"10 %s ima %s %s\n" % (line.template_hash.hex().encode(), digest.hex().encode(), name)
+    for parse, data in ((parse_ascii, text), (parse_binary, spoofed.binary())):
+        with pytest.raises(EvidenceError, match="NUL"):
+            parse(data)
+
+
+@pytest.mark.parametrize("name", [b"/a\0", b"/a\0b", b"/a\nb"])
+def test_a_legacy_name_holds_neither_nul_nor_line_end(name: bytes) -> None:
+    with pytest.raises(EvidenceError):
+        parse_binary(Line("ima", (bytes(20), name), ()).binary())
 
 
 def test_huge_lengths_take_no_memory() -> None:
