@@ -80,6 +80,12 @@ class ImaList:
             return self.add(Line("ima-sigv2", data, shown))
         return self.add(Line("ima-sig", (*line.data, signature), (*line.shown, signature.hex())))
 
+    def typed(self, path: str, content: bytes, kind: str = "ima") -> ImaList:
+        """Template ima-ngv2: the digest says whether it is the file's or fs-verity's."""
+        line = ng(path, hashlib.sha256(content).digest())
+        data = (kind.encode() + b":" + line.data[0], line.data[1])
+        return self.add(Line("ima-ngv2", data, (f"{kind}:{line.shown[0]}", path)))
+
     def buffer(self, name: str, content: bytes) -> ImaList:
         """Template ima-buf: a keyring, a kernel command line."""
         line = ng(name, hashlib.sha256(content).digest())

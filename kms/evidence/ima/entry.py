@@ -37,10 +37,11 @@ TEMPLATES = {
     b"ima-modsig": "dnxdx",
     b"evm-sig": "dnxsxx442",
 }
+_TYPED = frozenset((b"ima-ngv2", b"ima-sigv2"))
 
 
 class Entry(NamedTuple):
-    """``claim`` is ``algorithm:hex path`` as the list shows it (``algorithm`` with its prefix in the v2 templates);
+    """``claim`` is ``algorithm:hex path`` of a file's digest, ``verity:algorithm:hex path`` of its fs-verity digest;
     ``hashed`` what the template hash is made of; ``extra`` the third field: a signature or a buffer."""
 
     template_hash: bytes
@@ -135,6 +136,11 @@ def _legacy(template_hash: bytes, digest: bytes, name: bytes) -> Entry:
     return Entry(template_hash, digest + name.ljust(_LEGACY_NAME_BYTES, b"\0"), claim, b"ima", b"")
 
 
+def _plain(template: bytes, digest: bytes) -> bytes:
+    # The v2 templates say which digest it is: ``ima:`` is the file's own, as the others have it without saying so.
+    return digest.removeprefix(b"ima:") if template in _TYPED else digest
+
+
 # ── text ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -153,7 +159,8 @@ def _from_text(template_hash: bytes, template: bytes, rest: bytes) -> Entry:
         raise malformed(_WHERE, f"an entry of template {template.decode()} with {len(texts)} fields")
     data = [_TO_DATA[kind](text) for kind, text in zip(kinds, texts, strict=True)]
     hashed = b"".join(_U32.pack(len(field)) + field for field in data)
-    return Entry(template_hash, hashed, texts[0] + b" " + texts[1], template, data[2] if len(data) > 2 else b"")
+    claim = _plain(template, texts[0]) + b" " + texts[1]
+    return Entry(template_hash, hashed, claim, template, data[2] if len(data) > 2 else b"")
 
 
 def _digest_data(text: bytes) -> bytes:
@@ -198,5 +205,5 @@ def _from_fields(template_hash: bytes, template: bytes, data: bytes) -> Entry:
     name = fields[1]
     if not mark or not name.endswith(b"\0") or b"\0" in name[:-1] or b"\n" in name:
         raise malformed(_WHERE, "an entry whose digest or name isn't formed as templates are")
-    claim = algorithm + b":" + hexlify(digest) + b" " + name[:-1]
+    claim = _plain(template, algorithm + b":" + hexlify(digest)) + b" " + name[:-1]
     return Entry(template_hash, data, claim, template, fields[2] if len(fields) > 2 else b"")

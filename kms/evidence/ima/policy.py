@@ -89,7 +89,7 @@ class CompiledRuntime:
     def _signed(self, entry: Entry, algorithm: bytes, digits: bytes, path: bytes) -> bool:
         if entry.template not in _SIGNED or not entry.extra:
             return False
-        plain = algorithm.rpartition(b":")[2]  # ima:sha256 and verity:sha256 in the v2 template
+        plain = algorithm.rpartition(b":")[2]  # verity:sha256 in the v2 templates
         digest = unhexlify(digits)
         return any(
             signer.paths.match(path) and is_signed(entry.extra, plain, digest, signer.key) for signer in self._signers

@@ -22,7 +22,7 @@ from kms.evidence.ima.entry import parse_ascii
 from kms.evidence.ima.globs import Globs
 from kms.evidence.ima.policy import CompiledRuntime
 from kms.evidence.ima.signature import is_signed
-from tests.support.ima_log import ImaList, ima_signature, ng
+from tests.support.ima_log import ImaList, Line, ima_signature, ng
 
 PCRS = {pcr: hashlib.sha256(b"PCR %d" % pcr).digest() for pcr in range(10)}
 RSA_KEY, EC_KEY = rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP384R1())
@@ -59,6 +59,7 @@ def told(log: ImaList, compiled: CompiledRuntime | None = None, *, first: bool =
 ALLOWED: dict[str, ImaList] = {
     "a file of the set": ImaList().file("/usr/bin/bash", b"bash"),
     "its other digest": ImaList().file(QEMU, b"qemu 2"),
+    "said to be the file's digest": ImaList().typed("/usr/bin/bash", b"bash"),
     "excluded exactly": ImaList().file("/etc/resolv.conf", b"whatever"),
     "excluded below": ImaList().file("/var/log/a/b", b"whatever"),
     "excluded with a star": ImaList().file("/home/me/.cache/x", b"whatever"),
@@ -79,6 +80,7 @@ REFUSED: dict[str, tuple[ImaList, str]] = {
     "an exclude itself": (ImaList().file("/var/log", b"x"), "runtime.file"),
     "an exclude in the middle": (ImaList().file("/mnt/var/log/x", b"x"), "runtime.file"),
     "climbing out of an exclude": (ImaList().file("/var/log/../../bin/sh", b"x"), "runtime.file"),
+    "an fs-verity digest of the same value": (ImaList().typed("/usr/bin/bash", b"bash", "verity"), "runtime.file"),
     "a violation": (ImaList().violation("/usr/bin/bash"), "runtime.violation"),
     "a violation of an excluded file": (ImaList().violation("/var/log/wtmp"), "runtime.violation"),
     "SHA-1": (ImaList().file("/usr/bin/bash", b"bash", "sha1"), "runtime.file"),
@@ -181,9 +183,15 @@ def test_many_failures_are_counted_not_told() -> None:
     assert "84 further failures" in found[-1][2]
 
 
+def typed_aggregate() -> Line:
+    plain = ImaList().boot_aggregate(PCRS).lines[0]
+    return Line("ima-ngv2", (b"ima:" + plain.data[0], plain.data[1]), (f"ima:{plain.shown[0]}", plain.shown[1]))
+
+
 AGGREGATES: dict[str, tuple[ImaList, list[str]]] = {
     "of the quoted PCRs": (ImaList().boot_aggregate(PCRS), []),
     "of other PCRs": (ImaList().boot_aggregate(PCRS | {4: bytes(32)}), ["runtime.boot_aggregate"]),
+    "typed": (ImaList().add(typed_aggregate()), []),
     "missing": (ImaList().file("/usr/bin/bash", b"bash"), ["runtime.boot_aggregate"]),
     "an empty list": (ImaList(), ["runtime.boot_aggregate"]),
     "by SHA-1": (ImaList().add(ng("boot_aggregate", bytes(20), "sha1")), ["runtime.boot_aggregate"]),
