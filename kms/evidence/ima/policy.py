@@ -15,6 +15,7 @@ from kms.evidence.ima.signature import PublicKey, is_signed, load_signer
 
 _SIGNED = frozenset((b"ima-sig", b"ima-sigv2"))
 _BUFFER = b"ima-buf"
+_BUFFER_HASHES = frozenset((b"sha1", b"sha256", b"sha384", b"sha512"))  # ima_hash; the policy's own digest decides
 
 
 class _Signer(NamedTuple):
@@ -60,7 +61,7 @@ class CompiledRuntime:
                 "stop what writes to the file, then reboot; IMA can't tell any more what ran",
             )
         if entry.template == _BUFFER:
-            return self._judge_buffer(entry, path, host)
+            return self._judge_buffer(entry, claimed, path, host)
         if self._excludes.match(path):
             return None
         algorithm, _, digits = claimed.rpartition(b":")
@@ -74,9 +75,16 @@ class CompiledRuntime:
             f"remove the file and reboot, or add it to {self.name} (keypeer runtime from-packages)",
         )
 
-    def _judge_buffer(self, entry: Entry, name: bytes, host: str) -> Reason | None:
+    def _judge_buffer(self, entry: Entry, claimed: bytes, name: bytes, host: str) -> Reason | None:
         digests = self._buffers.get(name)
         found = f"sha256:{hashlib.sha256(entry.extra).hexdigest()}"
+        if not _is_buffers(claimed, entry.extra):
+            return Reason(
+                "runtime.buffer",
+                "a buffer beside its own digest",
+                f"host {host} sent {_shown(name)} with {_shown(claimed)}, which isn't that of the content {found}",
+                f"host {host} sends the kernel's list unchanged; a file's entry may have been sent as a buffer's",
+            )
         if digests is not None and (not digests or found in digests):
             return None
         return Reason(
@@ -104,6 +112,13 @@ class CompiledRuntime:
                 f"host {host} hasn't measured it since it booted",
                 "start it under an IMA policy that measures it (ima_policy=tcb measures what root runs)",
             )
+
+
+def _is_buffers(claimed: bytes, content: bytes) -> bool:
+    """Whether the digest is the buffer's, as Linux makes it (process_buffer_measurement). No hash covers a template's
+    name, and ima-sig has the same fields: a file of a buffer's name could be sent as one, its signature as content."""
+    algorithm, _, digits = claimed.partition(b":")
+    return algorithm in _BUFFER_HASHES and hashlib.new(algorithm.decode(), content).hexdigest().encode() == digits
 
 
 def _shown(data: bytes) -> str:

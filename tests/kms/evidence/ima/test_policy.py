@@ -146,6 +146,17 @@ def test_what_is_no_signature_of_the_file_is_none(signature: Callable[[], bytes]
     assert not is_signed(signature(), b"sha256", DIGEST, EC_KEY.public_key())
 
 
+def test_a_file_cannot_pass_for_a_buffer() -> None:
+    # ima-sig and ima-buf have the same fields and no hash covers the template's name; off the mount tree, a file is
+    # measured by its bare name (ima_d_path).
+    file = ng(".ima", hashlib.sha256(b"evil").digest())
+    signed = ima_signature(hashlib.sha256(b"evil").digest(), EC_KEY)
+    for extra in (b"", signed):
+        log = ImaList().add(Line("ima-buf", (*file.data, extra), (*file.shown, extra.hex())))
+        assert judged(log, policy(buffers={".ima": ()})) == ["runtime.buffer"]
+        assert judged(log, policy(buffers={".ima": (sha256(extra),)})) == ["runtime.buffer"]
+
+
 def test_buffers_are_allowed_by_name_and_content() -> None:
     log = ImaList().buffer(".ima", b"key")
     assert judged(log, policy(buffers={".ima": ()})) == []
