@@ -91,7 +91,8 @@ def judge(
             if claim in required:
                 seen.add(required[claim])
             continue
-        reason = policy.judge(entry, host)
+        # A signature costs as much as hundreds of entries: of a host that failed often enough, none is tried any more.
+        reason = policy.judge(entry, host, signatures=failures < limits.RUNTIME_REASONS_MAX)
         if reason is not None:
             failures += 1
             if len(reasons) < limits.RUNTIME_REASONS_MAX:
@@ -103,7 +104,7 @@ def verdict(policy: CompiledRuntime, state: RuntimeState, host: str) -> tuple[Fl
     """All that stands against the host under ``policy``: failures, and what is required and missing."""
     told = list(state.reasons)
     if state.failures > len(told):
-        more = f"and {state.failures - len(told)} further failures"
+        more = f"and {state.failures - len(told)} further failures; signatures were no longer tried"
         told.append(("runtime.more", "none", more, "mend the ones that are told, then look again"))
     return (*told, *(_flat(reason) for reason in policy.missing(frozenset(state.seen), host)))
 

@@ -194,6 +194,22 @@ def test_many_failures_are_counted_not_told() -> None:
     assert "84 further failures" in found[-1][2]
 
 
+def test_forged_signatures_cost_no_more_than_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, tried = ImaList(), 0
+    for number in range(100):
+        line = ng(f"/opt/{number}", hashlib.sha256(b"%d" % number).digest())
+        log.add(Line("ima-sig", (*line.data, SIGNATURE), (*line.shown, SIGNATURE.hex())))
+
+    def counted(*arguments: Any) -> bool:
+        nonlocal tried
+        tried += 1
+        return is_signed(*arguments)
+
+    monkeypatch.setattr("kms.evidence.ima.policy.is_signed", counted)
+    assert len(told(log, policy(keys=KEYS))) == limits.RUNTIME_REASONS_MAX + 1
+    assert tried == limits.RUNTIME_REASONS_MAX * len(KEYS)
+
+
 def typed_aggregate() -> Line:
     plain = ImaList().boot_aggregate(PCRS).lines[0]
     return Line("ima-ngv2", (b"ima:" + plain.data[0], plain.data[1]), (f"ima:{plain.shown[0]}", plain.shown[1]))
