@@ -28,6 +28,8 @@ Modulus = Annotated[bytes, Meta(min_length=limits.RSA_MODULUS_BYTES, max_length=
 Data = Annotated[bytes, Meta(max_length=limits.DATA_BYTES_MAX)]
 RandomSize = Annotated[int, Meta(ge=1, le=limits.RANDOM_BYTES_MAX)]
 SigningKey = Literal["ca", "geo", "audit", "appraisal"]
+VersionedKey = Literal["kek", "record-mac", "ca", "geo", "audit", "appraisal", "session"]
+Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 
 # ── records: made here, kept by the caller ─────────────────────────────────────────────────────────────────────
@@ -109,10 +111,63 @@ class Mac(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Sign(Struct, frozen=True, array_like=True, tag=True):
-    """ECDSA P-256 with SHA-256, or Ed25519 for ``audit``, over ``data`` → :class:`Signature`."""
+    """ECDSA P-256 with SHA-256, or Ed25519 for ``audit``, over ``data`` → :class:`Signature`. ``version`` 0: the newest
+    of that key."""
 
     key: SigningKey
     data: Data
+    version: Annotated[int, Meta(ge=0, le=limits.KEY_VERSION_MAX)] = 0
+
+
+class Amend(Struct, frozen=True, array_like=True, tag=True):
+    """The same key under other attributes and the newest record-mac, once the record's own MAC held →
+    :class:`KeyRecord`."""
+
+    record: KeyRecord
+    attributes: Attributes
+
+
+class RewrapKek(Struct, frozen=True, array_like=True, tag=True):
+    """The same key under the newest KEK and record-mac → :class:`KeyRecord`. Proven before it is given: the new wrap is
+    opened, and what it holds, wrapped under the old KEK again, is the old wrap (RFC 5649 is deterministic)."""
+
+    record: KeyRecord
+
+
+class ImportKey(Struct, frozen=True, array_like=True, tag=True):
+    """A VM key made elsewhere: ``wrapped`` is its RSA-OAEP (Description.oaep_hash, empty label) under the token's
+    ``import`` key → :class:`KeyRecord`. Refused when it hasn't ``key.size`` bytes."""
+
+    key: NewKey
+    wrapped: Annotated[bytes, Meta(min_length=limits.RSA_MODULUS_BYTES, max_length=limits.RSA_MODULUS_BYTES)]
+
+
+class MakeVersion(Struct, frozen=True, array_like=True, tag=True):
+    """Make version ``version`` of a long-lived key in the token, unless it is there → :class:`MadeVersion`."""
+
+    key: VersionedKey
+    version: Version
+
+
+class DestroyVersion(Struct, frozen=True, array_like=True, tag=True):
+    """Destroy a version of a long-lived key in the token, if it is there and isn't the only one → :class:`Destroyed`.
+    The caller has checked that nothing needs it."""
+
+    key: VersionedKey
+    version: Version
+
+
+class ReadAnchor(Struct, frozen=True, array_like=True, tag=True):
+    """The audit log's head as the token remembers it → :class:`Anchor`; size 0 and zeros when it never was told."""
+
+
+class WriteAnchor(Struct, frozen=True, array_like=True, tag=True):
+    """Have the token remember a head; it never goes back: a smaller ``size`` than it has is refused unless ``force``
+    → :class:`Anchor`, what it remembers now."""
+
+    size: U64
+    root: Digest
+    force: bool = False
 
 
 class Random(Struct, frozen=True, array_like=True, tag=True):
@@ -133,7 +188,24 @@ class Describe(Struct, frozen=True, array_like=True, tag=True):
     """Look the token over again, new key versions included → :class:`Description`."""
 
 
-Operation = CreateKey | OpenSession | Rewrap | Mac | Sign | Random | SelfTest | Ping | Describe
+Operation = (
+    CreateKey
+    | OpenSession
+    | Rewrap
+    | Mac
+    | Sign
+    | Random
+    | SelfTest
+    | Ping
+    | Describe
+    | Amend
+    | RewrapKek
+    | ImportKey
+    | MakeVersion
+    | DestroyVersion
+    | ReadAnchor
+    | WriteAnchor
+)
 
 
 # ── results ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -197,7 +269,8 @@ class Pong(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Description(Struct, frozen=True, array_like=True, tag=True):
-    """What the worker found. ``oaep_hash``: "sha256" or "sha1"; ``public_keys``: SubjectPublicKeyInfo DER by name."""
+    """What the worker found. ``oaep_hash``: "sha256" or "sha1"; ``public_keys``: SubjectPublicKeyInfo DER by name, the
+    newest version of each, and ``import``, RSA; ``signing_versions``: every version of the signing keys."""
 
     module: str
     manufacturer: str
@@ -209,6 +282,29 @@ class Description(Struct, frozen=True, array_like=True, tag=True):
     kek_versions: tuple[int, ...]
     mac_key_versions: tuple[int, ...]
     public_keys: dict[str, bytes]
+    signing_versions: dict[str, dict[int, bytes]] = {}
+
+
+class MadeVersion(Struct, frozen=True, array_like=True, tag=True):
+    """``made``: False when it was there. ``backup``: the key for break-glass, wrapped to the token's recovery key; b""
+    when the token has none, or the key was there already. ``public_key``: SubjectPublicKeyInfo DER of a key pair."""
+
+    made: bool
+    backup: bytes
+    public_key: bytes
+
+
+class Destroyed(Struct, frozen=True, array_like=True, tag=True):
+    """``there_was`` such a version; there is none now."""
+
+    there_was: bool
+
+
+class Anchor(Struct, frozen=True, array_like=True, tag=True):
+    """A head of the audit log: how many entries, and the RFC 6962 root over them."""
+
+    size: int
+    root: bytes
 
 
 class OperationError(Struct, frozen=True, array_like=True, tag=True):
@@ -230,4 +326,7 @@ Result = (
     | Pong
     | Description
     | OperationError
+    | MadeVersion
+    | Destroyed
+    | Anchor
 )

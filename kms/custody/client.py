@@ -18,12 +18,19 @@ import structlog
 
 from hsm_adapter import framing
 from hsm_adapter.protocol import (
+    Amend,
+    Anchor,
     CreateKey,
     Describe,
     Description,
+    Destroyed,
+    DestroyVersion,
+    ImportKey,
     KeyRecord,
     Mac,
     MacValue,
+    MadeVersion,
+    MakeVersion,
     NewKey,
     OpenedSession,
     OpenSession,
@@ -33,11 +40,15 @@ from hsm_adapter.protocol import (
     Pong,
     Random,
     RandomBytes,
+    ReadAnchor,
     Released,
     Result,
     Rewrap,
+    RewrapKek,
     Sign,
     Signature,
+    VersionedKey,
+    WriteAnchor,
 )
 from kms import limits
 from kms.custody.port import SigningKey, WorkerHealth
@@ -177,8 +188,29 @@ class HsmClient:
         operations = [Mac(item, version) for item, version in zip(data, versions, strict=True)]
         return [_expect(result, MacValue) for result in await self._submit(operations)]
 
-    async def sign(self, key: SigningKey, data: bytes) -> bytes:
-        return (await self._single(Sign(key, data), Signature)).signature
+    async def sign(self, key: SigningKey, data: bytes, version: int = 0) -> bytes:
+        return (await self._single(Sign(key, data, version), Signature)).signature
+
+    async def amend(self, amendments: Sequence[Amend]) -> list[KeyRecord | OperationError]:
+        return await self._plural(amendments, KeyRecord)
+
+    async def rewrap_kek(self, records: Sequence[KeyRecord]) -> list[KeyRecord | OperationError]:
+        return await self._plural([RewrapKek(record) for record in records], KeyRecord)
+
+    async def import_keys(self, keys: Sequence[ImportKey]) -> list[KeyRecord | OperationError]:
+        return await self._plural(keys, KeyRecord)
+
+    async def make_version(self, key: VersionedKey, version: int) -> MadeVersion:
+        return await self._single(MakeVersion(key, version), MadeVersion)
+
+    async def destroy_version(self, key: VersionedKey, version: int) -> bool:
+        return (await self._single(DestroyVersion(key, version), Destroyed)).there_was
+
+    async def read_anchor(self) -> Anchor:
+        return await self._single(ReadAnchor(), Anchor)
+
+    async def write_anchor(self, size: int, root: bytes, *, force: bool = False) -> Anchor:
+        return await self._single(WriteAnchor(size, root, force), Anchor)
 
     async def random(self, size: int) -> bytes:
         return (await self._single(Random(size), RandomBytes)).data

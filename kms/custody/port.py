@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from hsm_adapter.protocol import (
+    Amend,
+    Anchor,
     Description,
+    ImportKey,
     KeyRecord,
     MacValue,
+    MadeVersion,
     NewKey,
     OpenedSession,
     OpenSession,
@@ -18,13 +22,18 @@ from hsm_adapter.protocol import (
     Released,
     Rewrap,
     SessionRecord,
+    VersionedKey,
 )
 
 __all__ = [
+    "Amend",
+    "Anchor",
     "Custody",
     "Description",
+    "ImportKey",
     "KeyRecord",
     "MacValue",
+    "MadeVersion",
     "NewKey",
     "OpenSession",
     "OpenedSession",
@@ -32,6 +41,7 @@ __all__ = [
     "Released",
     "Rewrap",
     "SessionRecord",
+    "VersionedKey",
     "WorkerHealth",
 ]
 
@@ -61,7 +71,27 @@ class Custody(Protocol):
         """HMAC of each; ``mac_keys`` names the key version of each, none of them means the current one."""
         ...
 
-    async def sign(self, key: SigningKey, data: bytes) -> bytes: ...
+    async def sign(self, key: SigningKey, data: bytes, version: int = 0) -> bytes:
+        """By that version of the key; 0: the newest."""
+        ...
+
+    async def amend(self, amendments: Sequence[Amend]) -> list[KeyRecord | OperationError]: ...
+
+    async def rewrap_kek(self, records: Sequence[KeyRecord]) -> list[KeyRecord | OperationError]:
+        """Each under the newest KEK and record-mac, proven in the HSM to be the same key."""
+        ...
+
+    async def import_keys(self, keys: Sequence[ImportKey]) -> list[KeyRecord | OperationError]: ...
+
+    async def make_version(self, key: VersionedKey, version: int) -> MadeVersion: ...
+
+    async def destroy_version(self, key: VersionedKey, version: int) -> bool:
+        """Whether there was one."""
+        ...
+
+    async def read_anchor(self) -> Anchor: ...
+
+    async def write_anchor(self, size: int, root: bytes, *, force: bool = False) -> Anchor: ...
 
     async def random(self, size: int) -> bytes: ...
 

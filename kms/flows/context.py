@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Literal
 
@@ -54,6 +54,17 @@ class UnprovenBudget:
         return self._left >= 0
 
 
+@dataclass(slots=True)
+class Rider:
+    """What rides on the next commit of an act: a proposal is marked as carried out by the very commit that does so.
+    ``spent`` once that commit stands."""
+
+    checks: tuple[Check, ...]
+    puts: tuple[tuple[bytes, bytes], ...]
+    entries: tuple[bytes, ...]
+    spent: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """The service's parts. ``clock`` gives Unix seconds, ``random`` so many bytes from the system's generator."""
@@ -71,6 +82,7 @@ class Context:
     session_key: bytes
     appraisal_key: bytes
     unproven: UnprovenBudget = field(default_factory=UnprovenBudget)
+    rider: Rider | None = None
 
     def now(self) -> int:
         """The time, in whole Unix seconds."""
@@ -125,8 +137,13 @@ class Context:
         entries: Sequence[bytes],
     ) -> bool:
         """Whether the change is durable now; False when another change came first and nothing was applied."""
+        rider = self.rider if self.rider is not None and not self.rider.spent else None
+        if rider is not None:
+            checks, puts, entries = (*checks, *rider.checks), (*puts, *rider.puts), (*entries, *rider.entries)
         outcome = await self.store.commit(Commit(checks=checks, puts=puts, deletes=deletes, entries=entries))
         if isinstance(outcome, Committed):
+            if rider is not None:
+                rider.spent = True
             return True
         if isinstance(outcome, Conflict):
             return False
@@ -155,7 +172,8 @@ class Context:
         nothing some are written, all are counted (metrics) and logged."""
         if caller is None and not self.unproven.take(self.now()):
             return error
-        await self.commit(entries=[self.entry(caller, action, "refused", host=host, vm=vm, error=error)])
+        entry = self.entry(caller, action, "refused", host=host, vm=vm, error=error)
+        await replace(self, rider=None).commit(entries=[entry])  # a refused act isn't one that was carried out
         return error
 
     async def approved_host(self, caller: Caller, action: str) -> Loaded[EnrolledHost]:

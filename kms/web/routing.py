@@ -76,7 +76,8 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """``roles`` None: no client certificate needed. ``query`` names the query parameters with a description each."""
+    """``roles`` None: no client certificate needed. ``query`` names the query parameters with a description each.
+    ``act`` names an officers' act: it needs as many officers as the approval rules say for it (DESIGN §10)."""
 
     method: str
     path: str
@@ -88,6 +89,7 @@ class Route:
     status: int = 200
     query: Mapping[str, str] | None = None
     body_max: int = limits.BODY_BYTES_MAX
+    act: str = ""
 
 
 PAGE_QUERY = {
