@@ -122,7 +122,7 @@ NAME_CHARS_SHOWN = 200  # characters of a foreign certificate's name in a messag
 
 # ── store ──────────────────────────────────────────────────────────────────────────────────────────────────────
 STORE_KEY_BYTES_MAX = 511  # bytes; LMDB's MDB_MAXKEYSIZE as built
-STORE_VALUE_BYTES_MAX = 4 * 1024 * 1024  # bytes; an audit entry that names 10,000 VMs has some 700 KB
+STORE_VALUE_BYTES_MAX = 4 * 1024 * 1024  # bytes; a packed runtime policy has up to 3 MiB
 OP_ID_BYTES_MAX = 64  # bytes; a SHA-512 digest, and well under what a key may have
 COMMIT_WRITES_MAX = 50_000  # keys and entries a commit: a batch of 10,000 VMs moves a few records each
 COMMIT_BYTES_MAX = 64 * 1024 * 1024  # bytes of keys, values and entries a commit; LMDB holds its pages in memory
@@ -132,8 +132,9 @@ GROUP_BYTES_MAX = 8 * 1024 * 1024  # bytes a transaction; as long to write as th
 BULK_COMMIT_MAX = 5000  # records a commit of an import
 LMDB_READERS_MAX = 512  # reader slots: a few a process
 LMDB_SPARE_READS = 2  # read transactions kept for reuse, so that a read takes no lock
-LMDB_RESERVE_BYTES = 1024 * 1024  # bytes of the map that only deletions may use, or a full store couldn't be mended
+LMDB_RESERVE_BYTES = 1024 * 1024  # bytes of the map that only what mends a full store may use; half of it refusals too
 LMDB_RESERVE_SHARE = 8  # the reserve is at most this part of the map: 1/8
+LMDB_REFUSAL_BYTES_MAX = 16 * 1024  # bytes of a lone entry that may use half of the reserve; a refusal has 1 KB or two
 LMDB_NEAR_END_BYTES = 2 * 1024**3  # bytes; a group of the above bounds, each write on its own path of pages, is less
 WATCH_INTERVAL_S = 0.05  # seconds between looks at the store's version
 WATCH_PENDING_MAX = 100_000  # keys that one watcher may leave unheard, some 100 bytes each
@@ -143,3 +144,10 @@ DISK_RESERVE_BYTES = 64 * 1024 * 1024  # bytes; below it the service says that i
 STORE_STALL_S = 10.0  # seconds that a transaction may wait for lock and disk before the store is called stuck
 STORE_PROBE_BYTES = 64 * 1024  # bytes of pages that a health check asks for when room was short; a commit takes 10–20
 STORE_PROBE_S = 5.0  # seconds that a health check waits for the commit that tells whether there is room again
+
+# ── audit log ──────────────────────────────────────────────────────────────────────────────────────────────────
+LOG_ENTRY_BYTES_MAX = 65_535  # bytes; an entry's length in a bundle is a u16 (C2SP tlog-tiles, "Log entries")
+LOG_VMS_AN_ENTRY_MAX = 400  # VMs named in one entry, each with a policy: two names of 63 characters, quoted
+LOG_FACT_BYTES_MAX = 4096  # bytes of one fact that are kept of an entry that would be too large
+LOG_REASONS_MAX = 64  # reasons that are kept of an entry that would be too large
+LOG_REASON_CHARS_MAX = 128  # characters of each of their texts

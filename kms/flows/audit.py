@@ -29,5 +29,5 @@ def _view(entry: LogEntry) -> AuditView:
         code=record.code,
         reasons=tuple(ReasonView(id=i, asked=a, found=f, mend=m) for i, a, f, m in record.reasons),
         facts=record.facts,
-        link=entry.link.hex(),
+        leaf=entry.leaf.hex(),
     )

@@ -8,6 +8,8 @@ from http import HTTPStatus
 import msgspec
 
 from keypeer.wire.messages import CreatedVms, CreateVm, VmPage, VmView
+from kms import limits
+from kms.audit.record import Facts
 from kms.custody.port import KeyRecord, NewKey, OperationError
 from kms.domain import KeyAttributes
 from kms.errors import BadRequest, KeypeerError, Unavailable
@@ -38,21 +40,26 @@ async def _create(ctx: Context, caller: Caller, requests: tuple[CreateVm, ...]) 
     checks = await _policy_checks(ctx, {request.policy for request in requests})
     await _refuse_existing(ctx, [request.vm for request in requests])
     records = await _make(ctx, caller, requests)
-    # One entry for the batch: it names every VM, so none was made unseen.
-    facts: dict[str, str | int | bool | list[str]] = {
-        "vms": [request.vm for request in requests],
-        "policies": sorted({request.policy for request in requests}),
-    }
-    single = requests[0].vm if len(requests) == 1 else ""
     created = await ctx.try_commit(
         checks=[*checks, *(Check(vm_key(record.vm), 0) for record in records)],
         puts=[(vm_key(record.vm), _encode(record)) for record in records],
-        entries=[ctx.entry(caller, "vm.create", "done", vm=single, facts=facts)],
+        entries=_entries(ctx, caller, requests),
     )
     if not created:
         await _refuse_existing(ctx, [request.vm for request in requests])
         raise BadRequest("policy.changed", "a policy changed meanwhile", hint="try again", status=HTTPStatus.CONFLICT)
     return records
+
+
+def _entries(ctx: Context, caller: Caller, requests: tuple[CreateVm, ...]) -> list[bytes]:
+    """As few as can name every VM, so that none was made unseen."""
+    single, size = requests[0].vm if len(requests) == 1 else "", limits.LOG_VMS_AN_ENTRY_MAX
+    entries = []
+    for part in (requests[start : start + size] for start in range(0, len(requests), size)):
+        policies = sorted({request.policy for request in part})
+        facts: Facts = {"vms": [request.vm for request in part], "policies": policies}
+        entries.append(ctx.entry(caller, "vm.create", "done", vm=single, facts=facts))
+    return entries
 
 
 async def _make(ctx: Context, caller: Caller, requests: tuple[CreateVm, ...]) -> list[KeyRecord]:

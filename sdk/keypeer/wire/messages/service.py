@@ -11,7 +11,7 @@ from keypeer.wire.types import Sha256Hex
 
 
 class AuditView(Answer, frozen=True, kw_only=True):
-    """One entry of the audit log; ``link`` chains it to all before it."""
+    """One entry of the audit log; ``leaf`` is its hash in the log's tree (RFC 6962 §2.1)."""
 
     sequence: int
     time: float
@@ -24,7 +24,7 @@ class AuditView(Answer, frozen=True, kw_only=True):
     code: str = ""
     reasons: tuple[ReasonView, ...] = ()
     facts: dict[str, str | int | bool | list[str]] = msgspec.field(default_factory=dict)
-    link: Sha256Hex
+    leaf: Sha256Hex
 
 
 class AuditPage(Answer, frozen=True, kw_only=True):
