@@ -83,6 +83,8 @@ RUNTIME_POLICIES = Kind("runtime", domain.StoredRuntimePolicy)
 LAUNCHES = Kind("launch", domain.LaunchPosition)  # by host: this boot's launch log
 LEASES = Kind("lease", domain.Lease, sealed=False)  # by VM
 REFUSALS = Kind("refusal", domain.Refusal, sealed=False)  # by host
+LOG = Kind("log", domain.LogIdentity)  # one: "identity"
+CHECKPOINTS = Kind("checkpoint", domain.StoredCheckpoint, sealed=False)  # one: "newest"; its note is signed
 VM_PREFIX = b"vm/"  # values are hsm_adapter KeyRecords, which carry their own MAC
 
 

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from keypeer.wire.profile import BOOT_PCRS, PCR_BANK, QUOTE_PCRS
+from kms import limits
 from kms.errors import BadRequest
 
 FILE = "keypeer.toml"
@@ -61,6 +62,21 @@ class AttestationSettings(_Table, frozen=True, kw_only=True):
     vendor_cas: str = "vendor-cas"
 
 
+class WitnessSettings(_Table, frozen=True, kw_only=True):
+    """``key`` is the witness' verifier key, NAME+ID+KEY (C2SP tlog-cosignature); ``url`` its submission prefix."""
+
+    url: Annotated[str, Meta(pattern=r"^https?://[^\s]+$")]
+    key: str
+
+
+class AuditSettings(_Table, frozen=True, kw_only=True):
+    """``origin`` names the log for good. ``witnesses_required``: how many must be watching, or it isn't ready."""
+
+    origin: Annotated[str, Meta(pattern=r"^[^\s+]*$", max_length=limits.LOG_ORIGIN_CHARS_MAX)] = ""
+    witness: Annotated[tuple[WitnessSettings, ...], Meta(max_length=limits.WITNESSES_MAX)] = ()
+    witnesses_required: Annotated[int, Meta(ge=0, le=limits.WITNESSES_MAX)] = 0
+
+
 class LogSettings(_Table, frozen=True, kw_only=True):
     """``auto``: key = value on a terminal, JSON elsewhere."""
 
@@ -76,6 +92,7 @@ class Settings(_Table, frozen=True, kw_only=True):
     store: StoreSettings = StoreSettings()
     attestation: AttestationSettings = AttestationSettings()
     log: LogSettings = LogSettings()
+    audit: AuditSettings = AuditSettings()
 
 
 class Home:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Literal
@@ -18,6 +18,7 @@ from kms.errors import KeypeerError, NotFound, Refused, Unavailable
 from kms.evidence.ek import VendorCas
 from kms.records import HOSTS, Loaded, Records, RuntimePolicies
 from kms.store.port import Check, Commit, Committed, Conflict, Store
+from kms.witness.port import Witness, WitnessClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,19 @@ class AttestationProfile:
     bank: Literal["sha256", "sha384"]
     quote_pcrs: tuple[int, ...]
     binding_pcrs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogProfile:
+    """How the audit log is signed and witnessed. ``origin`` as the settings have it, "" when they don't say; ``keys``
+    are the Ed25519 public keys (32 bytes) by version, the newest of which signs; ``required`` is how many witnesses
+    must be watching for the service to be ready."""
+
+    origin: str
+    keys: Mapping[int, bytes]
+    client: WitnessClient
+    witnesses: tuple[Witness, ...] = ()
+    required: int = 0
 
 
 class UnprovenBudget:
@@ -81,6 +95,7 @@ class Context:
     geo_key: bytes
     session_key: bytes
     appraisal_key: bytes
+    log: LogProfile
     unproven: UnprovenBudget = field(default_factory=UnprovenBudget)
     rider: Rider | None = None
 

@@ -193,12 +193,8 @@ class Tables:
         if change.op_id is not None:
             operations += 1
             self._remember(txn, change.op_id, committed, operations)
-        moved = state._replace(
-            version=committed.version,
-            log_size=tree.size,
-            changed_keys=state.changed_keys + len(changed),
-            operations=operations,
-        )
+        changed_keys = state.changed_keys + len(changed)
+        moved = State(committed.version, tree.size, state.peaks, changed_keys, state.forgotten, operations)
         return committed, moved
 
     def _version(self, txn: lmdb.Transaction[bytes], key: bytes) -> int:

@@ -75,8 +75,17 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Raw:
+    """An answer that isn't JSON. ``cache`` is its Cache-Control."""
+
+    body: bytes
+    cache: str = "no-store"
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """``roles`` None: no client certificate needed. ``query`` names the query parameters with a description each.
+    ``raw`` is the content type of answers that are Raw; ``rest`` names the path parameter that may hold slashes.
     ``act`` names an officers' act: it needs as many officers as the approval rules say for it (DESIGN §10)."""
 
     method: str
@@ -90,6 +99,8 @@ class Route:
     query: Mapping[str, str] | None = None
     body_max: int = limits.BODY_BYTES_MAX
     act: str = ""
+    raw: str = ""
+    rest: str = ""
 
 
 PAGE_QUERY = {

@@ -84,7 +84,15 @@ from keypeer.wire.messages.policies import (
     TpmRule,
     VmRule,
 )
-from keypeer.wire.messages.service import AuditPage, AuditView, HealthCheck, Readiness
+from keypeer.wire.messages.service import (
+    AuditPage,
+    AuditView,
+    ConsistencyProof,
+    HealthCheck,
+    InclusionProof,
+    LogKeys,
+    Readiness,
+)
 
 __all__ = [
     "BATCH_MAX",
@@ -106,6 +114,7 @@ __all__ = [
     "BootView",
     "Challenge",
     "ChallengeRequest",
+    "ConsistencyProof",
     "CreateVm",
     "CreateVmBatch",
     "CreatedVms",
@@ -129,11 +138,13 @@ __all__ = [
     "HostStatus",
     "HostView",
     "ImaLog",
+    "InclusionProof",
     "IssueGeoTag",
     "Jwk",
     "JwkSet",
     "LaunchLog",
     "LeaseView",
+    "LogKeys",
     "LogPositions",
     "PlatformRule",
     "PolicyDocument",

@@ -48,3 +48,32 @@ class Readiness(Answer, frozen=True, kw_only=True):
 
     ready: bool
     checks: tuple[HealthCheck, ...]
+
+
+class LogKeys(Answer, frozen=True, kw_only=True):
+    """What verifies the audit log's checkpoints: verifier keys (C2SP signed-note) of the log, the newest first, and of
+    its witnesses."""
+
+    origin: str
+    keys: tuple[str, ...]
+    witnesses: tuple[str, ...] = ()
+
+
+class InclusionProof(Answer, frozen=True, kw_only=True):
+    """That the entry ``sequence`` with this leaf hash is in the log's first ``size`` entries (RFC 6962 §2.1.1)."""
+
+    sequence: int
+    size: int
+    leaf: Sha256Hex
+    root: Sha256Hex
+    proof: tuple[Sha256Hex, ...]
+
+
+class ConsistencyProof(Answer, frozen=True, kw_only=True):
+    """That the log's first ``to`` entries begin with its first ``from`` (RFC 6962 §2.1.2)."""
+
+    from_: int = msgspec.field(name="from")
+    to: int
+    from_root: Sha256Hex
+    to_root: Sha256Hex
+    proof: tuple[Sha256Hex, ...]
