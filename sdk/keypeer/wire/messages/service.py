@@ -28,10 +28,12 @@ class AuditView(Answer, frozen=True, kw_only=True):
 
 
 class AuditPage(Answer, frozen=True, kw_only=True):
-    """Entries after the asked one, in order; ``size`` is the log's length now."""
+    """Entries as asked for; ``size`` is the log's length now. ``next`` is where the next page begins (``after``, or
+    ``before`` where the newest come first); a page may be short or empty and have one, None is the end."""
 
     items: tuple[AuditView, ...]
     size: int
+    next: int | None = None
 
 
 class HealthCheck(Answer, frozen=True, kw_only=True):
