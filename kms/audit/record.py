@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from kms import limits
-from kms.errors import Reason
+from kms.errors import KeypeerError, Reason
 
 Outcome = Literal["granted", "refused", "done"]
 Facts = dict[str, str | int | bool | list[str]]
@@ -66,6 +66,14 @@ def _digested(facts: Mapping[str, str | int | bool | list[str]]) -> Facts:
 def decode_record(data: bytes) -> AuditRecord:
     """The record in ``data``; raises msgspec.DecodeError when it is none."""
     return _decoder.decode(data)
+
+
+def refused_for(record: AuditRecord, error: KeypeerError, now: float, entries: int) -> AuditRecord:
+    """``record`` as the refusal of what it would have told: it, and ``entries`` less one like it, weren't done."""
+    facts: Facts = {"would_be": record.outcome}
+    if entries > 1:
+        facts["entries"] = entries
+    return msgspec.structs.replace(record, time=now, outcome="refused", code=error.code, reasons=(), facts=facts)
 
 
 def flat(reasons: tuple[Reason, ...]) -> tuple[tuple[str, str, str, str], ...]:

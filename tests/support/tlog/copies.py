@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import os
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from keypeer.wire.tlog.checkpoint import Checkpoint, log_key
 from keypeer.wire.tlog.merkle import TILE_WIDTH, Frontier, leaf_hash
 from keypeer.wire.tlog.note import ED25519, Note, Signature, VerifierKey, cosigned
 from keypeer.wire.tlog.tiles import CHECKPOINT_PATH, Tile, encode_bundle, levels, tiles_of
+from tests.support.tlog.go import go_program
 
 ORIGIN = "keypeer.test/log"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -77,25 +75,9 @@ def numbered(size: int) -> list[bytes]:
     return [b'{"entry":%d,"pad":"%s"}' % (number, b"x" * (number % 7)) for number in range(size)]
 
 
-@functools.cache
-def _go_program() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="keypeer-go-"))
-    source = Path(__file__).with_name("verify.go")
-    # Debian's golang-golang-x-mod-dev puts the reference implementation here; nothing is fetched.
-    environment = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOCACHE": str(folder / "cache"), "GOFLAGS": ""}
-    subprocess.run(
-        ["go", "build", "-o", str(folder / "verify"), str(source)],
-        env={**os.environ, **environment},
-        check=True,
-        timeout=240,
-        capture_output=True,
-    )
-    return folder / "verify"
-
-
 def go_verify(folder: Path, key: VerifierKey | str) -> tuple[int, str]:
     """Exit status and words of Go's reference implementation on a copy."""
     done = subprocess.run(
-        [str(_go_program()), str(folder), str(key)], capture_output=True, text=True, timeout=120, check=False
+        [str(go_program("verify")), str(folder), str(key)], capture_output=True, text=True, timeout=120, check=False
     )
     return done.returncode, done.stdout + done.stderr
