@@ -148,9 +148,9 @@ STORE_PROBE_S = 5.0  # seconds that a health check waits for the commit that tel
 # ── audit log ──────────────────────────────────────────────────────────────────────────────────────────────────
 LOG_ENTRY_BYTES_MAX = 65_535  # bytes; an entry's length in a bundle is a u16 (C2SP tlog-tiles, "Log entries")
 LOG_VMS_AN_ENTRY_MAX = 400  # VMs named in one entry, each with a policy: two names of 63 characters, quoted
-LOG_FACT_BYTES_MAX = 4096  # bytes of one fact that are kept of an entry that would be too large
-LOG_REASONS_MAX = 64  # reasons that are kept of an entry that would be too large
-LOG_REASON_CHARS_MAX = 128  # characters of each of their texts
+LOG_FACT_BYTES_MAX = 512  # bytes of JSON of one fact that are kept of an entry that would be too large
+LOG_REASONS_MAX = 16  # reasons that are kept of an entry that would be too large
+LOG_REASON_CHARS_MAX = 128  # characters of each of their four texts; up to six bytes each in JSON
 CHECKPOINT_INTERVAL_S = 1.0  # seconds between checkpoints: a signature of the HSM each
 ANCHOR_INTERVAL_S = 60.0  # seconds between writes of the token's anchor; tokens keep it in flash
 CHECKPOINT_ATTEMPTS_MAX = 5  # count; compare-and-set retries when another process moved the checkpoint

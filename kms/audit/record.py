@@ -56,7 +56,7 @@ def _digested(facts: Mapping[str, str | int | bool | list[str]]) -> Facts:
     short: Facts = {}
     for name, value in facts.items():
         raw = value.encode() if isinstance(value, str) else _encoder.encode(value)
-        if len(raw) > limits.LOG_FACT_BYTES_MAX:
+        if len(_encoder.encode(value)) > limits.LOG_FACT_BYTES_MAX:
             short[f"{name}_sha256"] = hashlib.sha256(raw).hexdigest()
         else:
             short[name] = value

@@ -50,9 +50,8 @@ class _Asked:
 
 async def step(ctx: Context) -> None:
     """What the background process does each second."""
-    loaded = await _fresh(ctx)
-    loaded = await _anchor(ctx, loaded)
-    await _ask_witnesses(ctx, loaded)
+    await anchor(ctx)
+    await witness(ctx)
 
 
 async def current(ctx: Context, *, cosigned: bool = False) -> str:
@@ -187,10 +186,12 @@ async def _change(ctx: Context, **changes: object) -> Loaded[StoredCheckpoint]:
 # ── the token's anchor ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _anchor(ctx: Context, loaded: Loaded[StoredCheckpoint]) -> Loaded[StoredCheckpoint]:
-    stored, now = loaded.value, ctx.clock()
+async def anchor(ctx: Context) -> None:
+    """Has the token remember the newest head, at most every limits.ANCHOR_INTERVAL_S. A token that refuses is told in
+    readiness; whether the log may still be trusted is looked at when the service starts."""
+    stored, now = (await _fresh(ctx)).value, ctx.clock()
     if stored.anchored_size == stored.size or 0 <= now - stored.anchored_at < limits.ANCHOR_INTERVAL_S:
-        return loaded
+        return
     checkpoint, trouble = Checkpoint.parse(parse_note(stored.note.encode()).text), ""
     try:
         await ctx.custody.write_anchor(checkpoint.size, checkpoint.root)
@@ -198,20 +199,21 @@ async def _anchor(ctx: Context, loaded: Loaded[StoredCheckpoint]) -> Loaded[Stor
         trouble = f"{error.code}: {error.detail}"
         _log.warning("anchor not written", code=error.code, detail=error.detail)
     size = stored.anchored_size if trouble else checkpoint.size
-    return await _change(ctx, anchored_size=size, anchored_at=now, anchor_trouble=trouble)
+    await _change(ctx, anchored_size=size, anchored_at=now, anchor_trouble=trouble)
 
 
 # ── witnesses ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _ask_witnesses(ctx: Context, loaded: Loaded[StoredCheckpoint]) -> None:
-    stored = loaded.value
-    due = [witness for witness in ctx.log.witnesses if _is_due(stored, witness, ctx.clock())]
+async def witness(ctx: Context) -> None:
+    """Asks every witness that hasn't cosigned the newest checkpoint; those that failed at growing intervals."""
+    stored = (await _fresh(ctx)).value
+    due = [each for each in ctx.log.witnesses if _is_due(stored, each, ctx.clock())]
     if not due:
         return
     note = parse_note(stored.note.encode())
     checkpoint = Checkpoint.parse(note.text)
-    asked = await asyncio.gather(*(_ask(ctx, witness, stored, note, checkpoint) for witness in due))
+    asked = await asyncio.gather(*(_ask(ctx, each, stored, note, checkpoint) for each in due))
     lines = [each.line for each in asked if each.line is not None]
     witnesses = {each.witness.name: each.state for each in asked}
     kept = (await _change(ctx, witnesses=stored.witnesses | witnesses)).value

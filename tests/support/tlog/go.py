@@ -1,4 +1,4 @@
-"""Programs over Go's reference implementation of transparency logs (golang.org/x/mod/sumdb), out of Debian's packages."""
+"""Programs over Go's reference implementation of transparency logs (golang.org/x/mod/sumdb), as Debian has it."""
 
 from __future__ import annotations
 
