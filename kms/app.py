@@ -17,8 +17,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from keypeer.wire.encoding import WireError
-from keypeer.wire.tlog.note import COSIGNATURE, VerifierKey
+from keypeer.wire.tlog.note import VerifierKey
 from kms import limits
 from kms.custody.client import HsmClient
 from kms.custody.port import Description
@@ -98,22 +97,11 @@ def log_profile(home: Home, description: Description, client: WitnessClient) -> 
     audit = home.settings.audit
     # 0 is "the newest" where the worker doesn't tell versions.
     keys = description.signing_versions.get("audit") or {0: description.public_keys["audit"]}
-    try:
-        witnesses = tuple(Witness(each.url, VerifierKey.parse(each.key)) for each in audit.witness)
-    except WireError as error:
-        raise BadRequest("settings.invalid", f"audit.witness: {error}", hint="NAME+ID+KEY, as it tells it") from None
-    names = {witness.name for witness in witnesses if witness.key.kind == COSIGNATURE}
-    if len(names) < max(len(witnesses), audit.witnesses_required):
-        raise BadRequest(
-            "settings.invalid",
-            "audit.witness: each needs a name of its own and a key that cosigns (type 4); no more can be required",
-            hint="the witness' own page tells its key",
-        )
     return LogProfile(
         origin=audit.origin,
         keys={version: _ed25519(key) for version, key in keys.items()},
         client=client,
-        witnesses=witnesses,
+        witnesses=tuple(Witness(each.url, VerifierKey.parse(each.key)) for each in audit.witness),
         required=audit.witnesses_required,
     )
 
