@@ -143,3 +143,20 @@ DISK_RESERVE_BYTES = 64 * 1024 * 1024  # bytes; below it the service says that i
 STORE_STALL_S = 10.0  # seconds that a transaction may wait for lock and disk before the store is called stuck
 STORE_PROBE_BYTES = 64 * 1024  # bytes of pages that a health check asks for when room was short; a commit takes 10–20
 STORE_PROBE_S = 5.0  # seconds that a health check waits for the commit that tells whether there is room again
+
+# ── lifecycle ──────────────────────────────────────────────────────────────────────────────────────────────────
+DESTROY_AFTER_MIN_S = 86400  # seconds; a day, so that whoever misses the key can say so
+DESTROY_AFTER_MAX_S = 365 * 86400  # seconds; a longer wait is a plan, not a schedule
+DESTROY_AFTER_DEFAULT_S = 7 * 86400  # seconds
+ACTIVATES_MAX_S = 5 * 366 * 86400  # seconds; NIST SP 800-57 Part 1 §5.3.6: cryptoperiods end within a few years
+READABLE_DEFAULT_S = 7 * 86400  # seconds; LEASE_MAX_S: whoever holds the old version has renewed its lease by then
+READABLE_MAX_S = 366 * 86400  # seconds
+OLD_VERSIONS_MAX = 16  # versions of one VM that are still readable; each is a record
+LIST_SCAN_MAX = 2000  # records that one page of a filtered list looks at, some 10 µs each
+LIST_TOMBSTONES_MAX = 500  # destroyed keys that a page looks at; each record's seal is an HSM operation
+LIST_PROBE = 64  # index records read to see which index of a filter is the sparsest
+DUE_STEP_MAX = 500  # keys that one step settles; two HSM operations and a commit each
+DUE_RETRY_S = 3600  # seconds until a key is looked at again that couldn't be settled
+ROTATION_PAGE = 256  # VMs that one step of a rotation looks at; one HSM frame
+ROTATIONS_AT_ONCE = 16  # rotations of many keys that run at the same time
+DUE_TOGETHER = 64  # keys settled at the same time, so that their commits share an fsync

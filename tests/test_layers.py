@@ -34,6 +34,8 @@ FLOORS = {
     "kms.custody.port": 2,
     "kms.views": 2.3,
     "kms.records": 2.5,
+    "kms.vm_records": 2.6,
+    "kms.vm_filter": 2.7,
     "kms.known": 2.7,
     "kms.flows": 3,
     "kms.custody": 4,

@@ -74,6 +74,9 @@ class Call:
         return int(text)
 
 
+Handler = Callable[[Call], Awaitable[Any]]
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """``roles`` None: no client certificate needed. ``query`` names the query parameters with a description each.
@@ -83,7 +86,7 @@ class Route:
     path: str
     summary: str
     roles: frozenset[Role] | None
-    call: Callable[[Call], Awaitable[Any]]
+    call: Handler
     request: type | None = None
     answer: type | None = None
     status: int = 200
