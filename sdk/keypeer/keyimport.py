@@ -15,6 +15,7 @@ from keypeer.wire.messages import ImportKeyView
 from keypeer.wire.types import KeySize
 
 SIZES = (32, 64)  # bytes: AES-256, and AES-256-XTS
+KEY_BYTES_MAX = max(SIZES)
 _RSA_BITS_MIN = 2048  # NIST SP 800-131A
 
 
