@@ -40,6 +40,11 @@ RETRY_AFTER_S = 1  # seconds; a worker is replaced within one
 SHUTDOWN_GRACE_S = 10  # seconds that open requests have after SIGTERM
 IDENTITY_CACHE_MAX = 65_536  # client certificates parsed once each, about 1 KB
 
+# ── rates and quotas ───────────────────────────────────────────────────────────────────────────────────────────
+RATE_BUCKETS_MAX = 65_536  # callers of one limit that a web worker remembers, some 150 bytes each
+RATE_MAX = 1_000_000.0  # a second; more than any web worker answers
+BURST_MAX = 100_000_000.0  # at once; as good as no limit
+
 # ── custody ────────────────────────────────────────────────────────────────────────────────────────────────────
 HSM_OPERATION_DEADLINE_S = 5.0  # seconds; a network HSM answers in 1–5 ms, a hung one never
 HSM_OPERATION_SLOW_S = 0.012  # seconds; a rewrap is five PKCS#11 calls, of 2.4 ms each on a slow network HSM

@@ -23,6 +23,7 @@ FLOORS = {
     "kms.audit": 1,
     "kms.nonces": 1,
     "kms.pki": 1,
+    "kms.rates": 1,
     "kms.evidence": 1.5,
     "hsm_adapter.protocol": 1.5,
     "hsm_adapter.framing": 1.5,

@@ -80,7 +80,8 @@ Handler = Callable[[Call], Awaitable[Any]]
 @dataclass(frozen=True, slots=True)
 class Route:
     """``roles`` None: no client certificate needed. ``query`` names the query parameters with a description each.
-    ``act`` names an officers' act: it needs as many officers as the approval rules say for it (DESIGN §10)."""
+    ``act`` names an officers' act: it needs as many officers as the approval rules say for it (DESIGN §10).
+    ``rate`` names the limit that it counts against (kms/web/limiter.py), ``cost`` for how many a body counts."""
 
     method: str
     path: str
@@ -93,6 +94,8 @@ class Route:
     query: Mapping[str, str] | None = None
     body_max: int = limits.BODY_BYTES_MAX
     act: str = ""
+    rate: str = "calls"
+    cost: Callable[[Any], int] | None = None
 
 
 PAGE_QUERY = {

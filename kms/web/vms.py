@@ -130,6 +130,10 @@ async def _release_many(call: Call) -> BatchRelease:
     return BatchRelease(items=tuple(_item(vm, outcome) for vm, outcome in zip(request.vms, outcomes, strict=True)))
 
 
+def _items(request: BatchReleaseRequest) -> int:
+    return len(request.vms)
+
+
 def _item(vm: str, outcome: Release | KeypeerError) -> BatchItem:
     if isinstance(outcome, KeypeerError):
         return BatchItem(vm=vm, problem=problem(outcome))
@@ -190,6 +194,16 @@ ROUTES = (
     ),
     Route("GET", "/v1/vm-rotations", "List such rotations", STAFF, _rotations, answer=VmRotationPage, query=PAGE_QUERY),
     Route("GET", "/v1/vm-rotations/{rotation}", "How far one is", STAFF, _rotation, answer=VmRotationView),
-    Route("POST", f"{_VM}/key/release", "Release a VM key", HOST, _release, ReleaseRequest, Release),
-    Route("POST", "/v1/releases", "Release many VM keys", HOST, _release_many, BatchReleaseRequest, BatchRelease),
+    Route("POST", f"{_VM}/key/release", "Release a VM key", HOST, _release, ReleaseRequest, Release, rate="releases"),
+    Route(
+        "POST",
+        "/v1/releases",
+        "Release many VM keys",
+        HOST,
+        _release_many,
+        BatchReleaseRequest,
+        BatchRelease,
+        rate="releases",
+        cost=_items,
+    ),
 )

@@ -38,6 +38,7 @@ class Reply:
     status: int
     body: Any
     type: str
+    retry_after: str | None = None
 
     @property
     def code(self) -> str:
@@ -80,7 +81,8 @@ class Caller:
                 data, kind = answer.read(), answer.headers.get_content_type()
                 if answer.will_close:
                     self.close()
-                return Reply(answer.status, msgspec.json.decode(data) if kind.endswith("json") and data else data, kind)
+                found = msgspec.json.decode(data) if kind.endswith("json") and data else data
+                return Reply(answer.status, found, kind, answer.headers.get("Retry-After"))
             except (http.client.HTTPException, ConnectionError, ssl.SSLEOFError):
                 self.close()
                 if attempt == 2:
