@@ -14,12 +14,17 @@ from pathlib import Path
 
 import structlog
 from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from keypeer.wire.encoding import WireError
+from keypeer.wire.tlog.note import COSIGNATURE, VerifierKey
 from kms import limits
 from kms.custody.client import HsmClient
-from kms.errors import BadRequest
+from kms.custody.port import Description
+from kms.errors import BadRequest, Unavailable
 from kms.evidence.ek import VendorCas
-from kms.flows.context import AttestationProfile, Context
+from kms.flows.context import AttestationProfile, Context, LogProfile
 from kms.records import Records, RuntimePolicies
 from kms.settings import Home
 from kms.store.lmdb import LmdbStore
@@ -27,6 +32,8 @@ from kms.store.port import Store
 from kms.web.limiter import Limiter
 from kms.web.metrics import Metrics
 from kms.web.server import application
+from kms.witness.client import HttpWitnesses
+from kms.witness.port import Witness, WitnessClient
 
 _log = structlog.get_logger("keypeer.app")
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: kms/web/identity.py checks dates, with words
@@ -57,7 +64,7 @@ async def open_custody(home: Home) -> AsyncIterator[HsmClient]:
 @asynccontextmanager
 async def open_context(home: Home) -> AsyncIterator[Context]:
     """Everything that flows need, over the running HSM workers and the store."""
-    async with open_store(home) as store, open_custody(home) as custody:
+    async with open_store(home) as store, open_custody(home) as custody, open_witnesses() as witnesses:
         description = await custody.describe()
         records = Records(store, custody)
         yield Context(
@@ -73,7 +80,51 @@ async def open_context(home: Home) -> AsyncIterator[Context]:
             geo_key=description.public_keys["geo"],
             session_key=description.public_keys["session"],
             appraisal_key=description.public_keys["appraisal"],
+            log=log_profile(home, description, witnesses),
         )
+
+
+@asynccontextmanager
+async def open_witnesses() -> AsyncIterator[HttpWitnesses]:
+    """The client that asks witnesses."""
+    witnesses = HttpWitnesses()
+    try:
+        yield witnesses
+    finally:
+        await witnesses.close()
+
+
+def log_profile(home: Home, description: Description, client: WitnessClient) -> LogProfile:
+    """How the audit log is signed and witnessed."""
+    audit = home.settings.audit
+    # 0 is "the newest" where the worker doesn't tell versions.
+    keys = description.signing_versions.get("audit") or {0: description.public_keys["audit"]}
+    try:
+        witnesses = tuple(Witness(each.url, VerifierKey.parse(each.key)) for each in audit.witness)
+    except WireError as error:
+        raise BadRequest("settings.invalid", f"audit.witness: {error}", hint="NAME+ID+KEY, as it tells it") from None
+    names = {witness.name for witness in witnesses if witness.key.kind == COSIGNATURE}
+    if len(names) < max(len(witnesses), audit.witnesses_required):
+        raise BadRequest(
+            "settings.invalid",
+            "audit.witness: each needs a name of its own and a key that cosigns (type 4); no more can be required",
+            hint="the witness' own page tells its key",
+        )
+    return LogProfile(
+        origin=audit.origin,
+        keys={version: _ed25519(key) for version, key in keys.items()},
+        client=client,
+        witnesses=witnesses,
+        required=audit.witnesses_required,
+    )
+
+
+def _ed25519(key: bytes) -> bytes:
+    """The 32 bytes of an Ed25519 key, from its SubjectPublicKeyInfo."""
+    loaded = load_der_public_key(key)
+    if not isinstance(loaded, Ed25519PublicKey):
+        raise Unavailable("hsm.key_missing", "the token's audit key is no Ed25519 key", hint="keypeer doctor")
+    return loaded.public_bytes_raw()
 
 
 def profile(home: Home) -> AttestationProfile:

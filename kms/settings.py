@@ -73,15 +73,30 @@ class RateSettings(_Table, frozen=True, kw_only=True):
 class LimitsSettings(_Table, frozen=True, kw_only=True):
     """What one caller may ask of the whole service (kms/web/limiter.py); defaults that no honest fleet reaches.
 
-    ``releases`` counts VM keys: a host that restarts 10,000 VMs may ask ten times over at once. ``attestations``: an
+    ``releases`` counts VM keys: a host that restarts 10,000 VMs may ask twenty times over at once. ``attestations``: an
     agent asks twice every 30 s. ``calls``: everything else with a certificate, such as an operator that makes VM keys
     one by one. ``anonymous``: enrolments of a rack behind one address.
     """
 
-    releases: RateSettings = RateSettings(rate=5_000, burst=100_000)
+    releases: RateSettings = RateSettings(rate=10_000, burst=200_000)
     attestations: RateSettings = RateSettings(rate=50, burst=1_000)
     calls: RateSettings = RateSettings(rate=2_000, burst=20_000)
     anonymous: RateSettings = RateSettings(rate=200, burst=4_000)
+
+
+class WitnessSettings(_Table, frozen=True, kw_only=True):
+    """``key`` is the witness' verifier key, NAME+ID+KEY (C2SP tlog-cosignature); ``url`` its submission prefix."""
+
+    url: Annotated[str, Meta(pattern=r"^https?://[^\s]+$")]
+    key: str
+
+
+class AuditSettings(_Table, frozen=True, kw_only=True):
+    """``origin`` names the log for good. ``witnesses_required``: how many must be watching, or it isn't ready."""
+
+    origin: Annotated[str, Meta(pattern=r"^[^\s+]*$", max_length=limits.LOG_ORIGIN_CHARS_MAX)] = ""
+    witness: Annotated[tuple[WitnessSettings, ...], Meta(max_length=limits.WITNESSES_MAX)] = ()
+    witnesses_required: Annotated[int, Meta(ge=0, le=limits.WITNESSES_MAX)] = 0
 
 
 class LogSettings(_Table, frozen=True, kw_only=True):
@@ -100,6 +115,7 @@ class Settings(_Table, frozen=True, kw_only=True):
     attestation: AttestationSettings = AttestationSettings()
     log: LogSettings = LogSettings()
     limits: LimitsSettings = LimitsSettings()
+    audit: AuditSettings = AuditSettings()
 
 
 class Home:

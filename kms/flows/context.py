@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Literal
@@ -11,13 +12,14 @@ from keypeer.wire.encoding import b64encode
 from keypeer.wire.messages import Challenge, LogPositions, Purpose
 from keypeer.wire.profile import GEO_NV_INDEX
 from kms import limits
-from kms.audit.record import AuditRecord, Outcome, encode_record, flat
+from kms.audit.record import AuditRecord, Outcome, decode_record, encode_record, flat, refused_for
 from kms.custody.port import Custody
 from kms.domain import EnrolledHost, Role
 from kms.errors import KeypeerError, NotFound, Refused, Unavailable
 from kms.evidence.ek import VendorCas
 from kms.records import HOSTS, Loaded, Records, RuntimePolicies
 from kms.store.port import Check, Commit, Committed, Conflict, Store
+from kms.witness.port import Witness, WitnessClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,19 @@ class AttestationProfile:
     bank: Literal["sha256", "sha384"]
     quote_pcrs: tuple[int, ...]
     binding_pcrs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogProfile:
+    """How the audit log is signed and witnessed. ``origin`` as the settings have it, "" when they don't say; ``keys``
+    are the Ed25519 public keys (32 bytes) by version, the newest of which signs; ``required`` is how many witnesses
+    must be watching for the service to be ready."""
+
+    origin: str
+    keys: Mapping[int, bytes]
+    client: WitnessClient
+    witnesses: tuple[Witness, ...] = ()
+    required: int = 0
 
 
 class UnprovenBudget:
@@ -81,6 +96,7 @@ class Context:
     geo_key: bytes
     session_key: bytes
     appraisal_key: bytes
+    log: LogProfile
     unproven: UnprovenBudget = field(default_factory=UnprovenBudget)
     rider: Rider | None = None
 
@@ -140,7 +156,13 @@ class Context:
         rider = self.rider if self.rider is not None and not self.rider.spent else None
         if rider is not None:
             checks, puts, entries = (*checks, *rider.checks), (*puts, *rider.puts), (*entries, *rider.entries)
-        outcome = await self.store.commit(Commit(checks=checks, puts=puts, deletes=deletes, entries=entries))
+        change = Commit(checks=checks, puts=puts, deletes=deletes, entries=entries)
+        try:
+            outcome = await self.store.commit(change)
+        except Unavailable as error:
+            if error.code == "store.full" and entries and (puts or deletes):
+                await self._log_full(entries, error)
+            raise
         if isinstance(outcome, Committed):
             if rider is not None:
                 rider.spent = True
@@ -152,6 +174,12 @@ class Context:
             "the store didn't say whether the change was kept",
             hint="read the state before you try again",
         )
+
+    async def _log_full(self, entries: Sequence[bytes], error: Unavailable) -> None:
+        """Logs what wasn't done for lack of room, of which the store keeps some for this; of a batch the first."""
+        record = refused_for(decode_record(entries[0]), error, self.clock(), len(entries))
+        with suppress(Unavailable):  # that room is used up as well
+            await self.store.commit(Commit(entries=[encode_record(record)]))
 
     async def commit(
         self,

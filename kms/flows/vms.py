@@ -12,6 +12,7 @@ from hsm_adapter.limits import RSA_MODULUS_BYTES
 from keypeer.wire.encoding import b64decode, b64encode
 from keypeer.wire.messages import CreatedVms, CreateVm, ImportKeyView, ImportVm, SetLabels, VmView
 from kms import limits
+from kms.audit.record import Facts
 from kms.custody.port import ImportKey, KeyRecord, NewKey, OperationError
 from kms.domain import KeyAttributes, pack_attributes
 from kms.errors import BadRequest, KeypeerError, Unavailable
@@ -22,7 +23,6 @@ from kms.views import tombstone_view, vm_view
 from kms.vm_records import amend, made, open_vm, put_changed, put_new
 
 FIRST_VERSION = 1
-Facts = dict[str, str | int | bool | list[str]]
 
 
 async def create(ctx: Context, caller: Caller, request: CreateVm) -> VmView:
@@ -43,14 +43,19 @@ async def _create(ctx: Context, caller: Caller, requests: tuple[CreateVm, ...]) 
     checks = await _admit(ctx, requests)
     now = ctx.now()
     records = made(await ctx.custody.create_keys([_new_key(request, now, caller) for request in requests]))
-    # One entry for the batch: it names every VM, so none was made unseen.
-    facts: Facts = {
-        "vms": [request.vm for request in requests],
-        "policies": sorted({request.policy for request in requests}),
-    }
-    single = requests[0].vm if len(requests) == 1 else ""
-    await _keep(ctx, checks, records, [ctx.entry(caller, "vm.create", "done", vm=single, facts=facts)])
+    await _keep(ctx, checks, records, _entries(ctx, caller, requests))
     return records
+
+
+def _entries(ctx: Context, caller: Caller, requests: tuple[CreateVm, ...]) -> list[bytes]:
+    """As few as can name every VM, so that none was made unseen."""
+    single, size = requests[0].vm if len(requests) == 1 else "", limits.LOG_VMS_AN_ENTRY_MAX
+    entries = []
+    for part in (requests[start : start + size] for start in range(0, len(requests), size)):
+        policies = sorted({request.policy for request in part})
+        facts: Facts = {"vms": [request.vm for request in part], "policies": policies}
+        entries.append(ctx.entry(caller, "vm.create", "done", vm=single, facts=facts))
+    return entries
 
 
 async def import_key(ctx: Context, caller: Caller, request: ImportVm) -> VmView:

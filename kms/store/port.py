@@ -7,16 +7,18 @@
 - **A commit is atomic and durable before it returns**: checks, puts, deletes and log entries, all or none. ``op_id``
   makes it safe to repeat: the same id again answers the first outcome and applies nothing. An id is taken by the
   commit that was applied, not by a conflict, and kept until limits.OPERATIONS_KEPT newer ones came.
-- **The log**: ``entries`` get dense sequence numbers from 0 in commit order, each with a link that covers all before it
-  (kms.audit.entry). The log belongs to the store because state and audit entry are one commit, and because only the
-  store can number entries densely across processes.
+- **The log**: ``entries`` get dense sequence numbers from 0 in commit order and are the leaves of a Merkle tree (RFC
+  6962; keypeer.wire.tlog). The log belongs to the store because state and audit entry are one commit, and because only
+  the store can number entries densely across processes. The hashes of its tiles are kept, so that the root at any size
+  and any proof need a few reads.
 - **A watch** tells every change after the call, by any process, in the order of versions; several to one key may
   arrive as the last one. Who falls behind, in time or by what is left unread, gets Unavailable ``store.watch_behind``.
 - **Cancelling** an awaited commit doesn't recall it: it may still happen; ``resolve(op_id)`` tells.
 - **Closing** waits for the commits under way; watches end, and later commits raise ``store.unavailable``.
 - **Errors**: Unavailable ``store.full`` (507) when disk or map is full, ``store.unavailable`` otherwise; nothing was
-  applied. A full store still takes small deletions with their entries. BadRequest ``store.too_large`` for what is
-  over the bounds. An outcome that can't be known is ``Unknown``, never an exception.
+  applied. A full store still takes small deletions with their entries, and for a while commits of one small entry and
+  nothing else, so that a refusal can be logged. BadRequest ``store.too_large`` for what is over the bounds. An
+  outcome that can't be known is ``Unknown``, never an exception.
 """
 
 from __future__ import annotations
@@ -35,18 +37,18 @@ class Item(NamedTuple):
 
 
 class LogEntry(NamedTuple):
-    """One entry of the log; ``link`` is 32 bytes."""
+    """One entry of the log, and its RFC 6962 leaf hash."""
 
     sequence: int
     entry: bytes
-    link: bytes
+    leaf: bytes
 
 
 class LogHead(NamedTuple):
-    """How many entries there are, and the last one's link (32 zero bytes when there is none)."""
+    """How many entries there are, and the RFC 6962 root over them."""
 
     size: int
-    link: bytes
+    root: bytes
 
 
 class Change(NamedTuple):
@@ -150,6 +152,11 @@ class Store(Protocol):
 
     async def log_read(self, after: int, limit: int) -> list[LogEntry]:
         """Entries after the first ``after`` ones."""
+        ...
+
+    async def log_hashes(self, level: int, start: int, count: int) -> list[bytes]:
+        """Hashes of the tiles of ``level`` (C2SP tlog-tiles) from the ``start``-th on: level 0 leaf hashes, above it
+        the roots of complete tiles of the level below. Fewer where there are no more; at most limits.SCAN_MAX."""
         ...
 
     async def preflight(self) -> list[Finding]: ...

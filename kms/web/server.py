@@ -17,13 +17,13 @@ from keypeer.wire.messages import Readiness
 from kms import limits
 from kms.errors import BadRequest, KeypeerError, Throttled
 from kms.flows.context import Context
-from kms.web import attestations, audit, enrolments, health, hosts, policies, vms
+from kms.web import attestations, audit, enrolments, health, hosts, log, policies, vms
 from kms.web.identity import identify, known_identity
 from kms.web.limiter import Limiter
 from kms.web.metrics import Metrics
 from kms.web.openapi import document
 from kms.web.problems import CONTENT_TYPE, from_decoding, from_wire, problem
-from kms.web.routing import STAFF, Call, Route
+from kms.web.routing import STAFF, Call, Raw, Route
 
 ROUTES: tuple[Route, ...] = (
     *enrolments.ROUTES,
@@ -32,6 +32,7 @@ ROUTES: tuple[Route, ...] = (
     *policies.ROUTES,
     *vms.ROUTES,
     *audit.ROUTES,
+    *log.ROUTES,
     *health.ROUTES,
 )
 
@@ -45,7 +46,8 @@ def application(ctx: Context, metrics: Metrics, limiter: Limiter) -> web.Applica
     """The whole HTTP face over the service's parts."""
     app = web.Application(client_max_size=limits.BODY_BYTES_MAX, middlewares=[_outer])
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, _handler(ctx, metrics, limiter, route))
+        path = route.path.replace(f"{{{route.rest}}}", f"{{{route.rest}:.+}}") if route.rest else route.path
+        app.router.add_route(route.method, path, _handler(ctx, metrics, limiter, route))
     app.router.add_get("/metrics", _metrics_handler(ctx, metrics))
     app.router.add_get("/openapi.json", _openapi_handler())
     return app
@@ -74,6 +76,9 @@ def _handler(ctx: Context, metrics: Metrics, limiter: Limiter, route: Route) -> 
         metrics.answered(route, status, time.perf_counter() - started)
         if answer is None:
             return web.Response(status=status)
+        if isinstance(answer, Raw):
+            headers = {"Content-Type": route.raw, "Cache-Control": answer.cache}
+            return web.Response(body=answer.body, status=status, headers=headers)
         return web.Response(body=_encode(answer), status=status, content_type="application/json")
 
     return handle
@@ -125,8 +130,8 @@ def _status(route: Route, answer: Any) -> int:
 
 
 def _problem(error: KeypeerError, request: web.Request) -> web.Response:
-    log = _log.warning if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else _log.info
-    log("refused", method=request.method, path=request.path, code=error.code, detail=error.detail)
+    tell = _log.warning if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else _log.info
+    tell("refused", method=request.method, path=request.path, code=error.code, detail=error.detail)
     headers = {}
     if error.status == HTTPStatus.SERVICE_UNAVAILABLE and error.code != "store.unknown":
         headers["Retry-After"] = str(limits.RETRY_AFTER_S)  # says too that nothing was changed

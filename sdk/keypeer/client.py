@@ -12,6 +12,7 @@ from urllib.parse import quote
 from keypeer.transport import Transport
 from keypeer.wire import messages as m
 from keypeer.wire.runtime import RuntimePolicy
+from keypeer.wire.tlog.tiles import Tile
 
 PAGE_DEFAULT = 100  # items; the service's own default
 _UNAVAILABLE = 503
@@ -269,10 +270,34 @@ class AsyncClient(Transport):
     async def _vm_act(self, vm: str, act: str, body: m.Request) -> m.VmView:
         return await self.call("POST", f"/v1/vms/{_name(vm)}/{act}", m.VmView, body)
 
-    async def audit(self, after: int = 0, limit: int = PAGE_DEFAULT) -> m.AuditPage:
-        """Entries of the audit log after the first ``after`` ones (auditor)."""
-        query = {"after": after, "limit": limit}
+    async def audit(self, after: int = 0, limit: int = PAGE_DEFAULT, **wanted: str | int) -> m.AuditPage:
+        """Entries of the audit log after the first ``after`` ones, or with ``newest=1`` those below ``before``, newest
+        first (auditor). ``action``, ``outcome``, ``actor``, ``host``, ``vm``, ``code``, ``since`` and ``until`` (Unix
+        seconds) narrow it. Pass ``next`` as ``after``, or as ``before``."""
+        query: dict[str, str | int] = {"after": after, "limit": limit, **wanted}
         return await self.call("GET", "/v1/audit", m.AuditPage, query=query, repeat=True)
+
+    async def log_checkpoint(self, *, cosigned: bool = False) -> bytes:
+        """The audit log's signed head (C2SP tlog-checkpoint); the newest that witnesses cosigned when asked so."""
+        return await self.fetch("/v1/log/checkpoint", query={"cosigned": 1} if cosigned else None)
+
+    async def log_keys(self) -> m.LogKeys:
+        """What verifies checkpoints, as the service tells it."""
+        return await self.call("GET", "/v1/log/key", m.LogKeys, repeat=True)
+
+    async def log_tile(self, tile: Tile) -> bytes:
+        """A tile of the audit log, or a bundle of entries (C2SP tlog-tiles)."""
+        return await self.fetch(f"/v1/log/{tile.path}")
+
+    async def log_inclusion(self, sequence: int, size: int) -> m.InclusionProof:
+        """That an entry is among the first ``size`` of the audit log."""
+        query = {"sequence": sequence, "size": size}
+        return await self.call("GET", "/v1/log/inclusion", m.InclusionProof, query=query, repeat=True)
+
+    async def log_consistency(self, old: int, new: int) -> m.ConsistencyProof:
+        """That the audit log only grew from the one size to the other."""
+        query = {"from": old, "to": new}
+        return await self.call("GET", "/v1/log/consistency", m.ConsistencyProof, query=query, repeat=True)
 
     async def alive(self) -> m.HealthCheck:
         """Does a process answer? Needs no certificate."""

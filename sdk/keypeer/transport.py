@@ -78,6 +78,25 @@ class Transport:
         Raises ProblemError, ServiceUnavailable (``service.unreachable``, ``service.timeout``, ``service.tls``) and
         AnswerError.
         """
+        status, kind, data = await self._attempts(method, path, body, query, repeat, accept)
+        return _decode(status, kind, data, answer, accept)
+
+    async def fetch(self, path: str, *, query: Mapping[str, str | int] | None = None) -> bytes:
+        """The bytes of an answer that isn't JSON. Raises as ``call`` does."""
+        status, kind, data = await self._attempts("GET", path, None, query, True, 0)
+        if status >= _BAD:
+            _decode(status, kind, data, type(None), 0)
+        return data
+
+    async def _attempts(
+        self,
+        method: str,
+        path: str,
+        body: msgspec.Struct | None,
+        query: Mapping[str, str | int] | None,
+        repeat: bool,
+        accept: int,
+    ) -> tuple[int, str, bytes]:
         delay = limits.RETRY_FIRST_S
         for attempt in range(1, limits.ATTEMPTS_MAX + 1):
             last = attempt == limits.ATTEMPTS_MAX
@@ -89,7 +108,7 @@ class Transport:
             else:
                 wait = retry_after if retry_after is not None else delay if repeat else None
                 if status not in _LATER or status == accept or last or wait is None:
-                    return _decode(status, kind, data, answer, accept)
+                    return status, kind, data
                 delay = wait
             await asyncio.sleep(delay)
             delay *= 2

@@ -97,7 +97,15 @@ from keypeer.wire.messages.policies import (
     TpmRule,
     VmRule,
 )
-from keypeer.wire.messages.service import AuditPage, AuditView, HealthCheck, Readiness
+from keypeer.wire.messages.service import (
+    AuditPage,
+    AuditView,
+    ConsistencyProof,
+    HealthCheck,
+    InclusionProof,
+    LogKeys,
+    Readiness,
+)
 
 __all__ = [
     "BATCH_MAX",
@@ -119,6 +127,7 @@ __all__ = [
     "BootView",
     "Challenge",
     "ChallengeRequest",
+    "ConsistencyProof",
     "CreateVm",
     "CreateVmBatch",
     "CreatedVms",
@@ -146,11 +155,13 @@ __all__ = [
     "ImaLog",
     "ImportKeyView",
     "ImportVm",
+    "InclusionProof",
     "IssueGeoTag",
     "Jwk",
     "JwkSet",
     "LaunchLog",
     "LeaseView",
+    "LogKeys",
     "LogPositions",
     "OldVersionView",
     "PlatformRule",
