@@ -28,6 +28,7 @@ from kms.records import Records, RuntimePolicies
 from kms.settings import Home
 from kms.store.lmdb import LmdbStore
 from kms.store.port import Store
+from kms.web.limiter import Limiter
 from kms.web.metrics import Metrics
 from kms.web.server import application
 from kms.witness.client import HttpWitnesses
@@ -160,7 +161,7 @@ async def serve(home: Home, listener: socket.socket) -> None:
     async with open_context(home) as ctx:
         # A host's handler runs on when its connection goes: a release that is being committed is finished, not torn.
         runner = web.AppRunner(
-            application(ctx, Metrics()),
+            application(ctx, Metrics(), Limiter(home.rates, home.settings.service.workers)),
             access_log=None,
             keepalive_timeout=limits.KEEPALIVE_S,
             shutdown_timeout=limits.SHUTDOWN_GRACE_S,

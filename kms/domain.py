@@ -16,6 +16,8 @@ HostStatus = Literal["pending", "approved", "revoked"]
 BaselineStatus = Literal["proposed", "approved", "retired"]
 EkTrust = Literal["vendor-ca", "inventory"]
 Role = Literal["host", "officer", "operator", "auditor"]
+# NIST SP 800-57 Part 1 §7, and KMIP 2.1 §11.59 by the same names
+KeyState = Literal["pre-active", "active", "suspended", "deactivated", "compromised", "destroyed"]
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):
@@ -287,6 +289,62 @@ class KeyAttributes(Record, frozen=True):
     created_at: int
     created_by: str
     config: bytes = b""  # SHA-256 of the VM's canonical configuration; empty: none was given
+    state: KeyState = "active"  # kms.keys.lifecycle says what leads where
+    since: int = 0  # when that state began; 0: with the key
+    made_at: int = 0  # this version; 0: with the first
+    tenant: str = ""
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    activates_at: int = 0  # of a pre-active key; 0: when an officer says so
+    destroy_at: int = 0  # 0: not scheduled
+    before: KeyState | None = None  # what cancelling the destruction leads back to
+    readable_until: int = 0  # of a deactivated key or version, for the holder of its lease
+    compromised_at: int = 0  # NIST SP 800-57 Part 1 §7.2.5: kept for good, through destruction too
+    imported: bool = False
+
+
+_REQUIRED_ATTRIBUTES = 3  # policy, created_at, created_by
+_NEW_ATTRIBUTES = KeyAttributes("", 0, "")
+_attributes_encoder = msgspec.msgpack.Encoder()
+
+
+def pack_attributes(attributes: KeyAttributes) -> bytes:
+    """As key records keep them: msgpack, without the last fields that have their defaults. Most keys have nothing but
+    defaults there, and there are millions."""
+    values, defaults = msgspec.structs.astuple(attributes), msgspec.structs.astuple(_NEW_ATTRIBUTES)
+    used = len(values)
+    while used > _REQUIRED_ATTRIBUTES and values[used - 1] == defaults[used - 1]:
+        used -= 1
+    return _attributes_encoder.encode(values[:used])
+
+
+class Tombstone(Record, frozen=True):
+    """What is left of a destroyed VM key: its name, which no other key gets, and its history."""
+
+    vm: str
+    attributes: KeyAttributes
+    size: int
+    versions: int  # how many there were
+    destroyed_at: int
+
+
+class VmRotation(Record, frozen=True):
+    """A rotation of many keys: those of ``filter`` whose version was made before ``started_at``. ``after`` is the last
+    VM looked at; the background step goes on from there."""
+
+    rotation: str
+    tenant: str
+    policy: str
+    labels: dict[str, str]
+    prefix: str
+    readable: int
+    started_at: int
+    started_by: str
+    after: str = ""
+    looked_at: int = 0
+    rotated: int = 0
+    failed: int = 0
+    ended_at: int = 0
+    trouble: str = ""
 
 
 class Lease(Record, frozen=True):

@@ -1,7 +1,7 @@
 """One error root for the service.
 
     KeypeerError
-    ├── Refused        the caller may not have this (policy, evidence, role); 401, 403
+    ├── Refused        the caller may not have this (policy, evidence, role, rate, quota); 401, 403, 429
     ├── BadRequest     the caller's message is wrong; 400, 404, 409, 413, 415, 422
     └── Unavailable    the service can't do it now (HSM, store, audit); 503, 507
 
@@ -58,6 +58,25 @@ class Refused(KeypeerError):
     """The caller is understood, and the answer is no."""
 
     status = HTTPStatus.FORBIDDEN
+
+
+class Throttled(Refused):
+    """The caller asked too often. Nothing was done; ``retry_after`` is whole seconds."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        hint: str = "",
+        status: HTTPStatus | None = None,
+        reasons: tuple[Reason, ...] = (),
+        retry_after: int,
+    ) -> None:
+        super().__init__(code, detail, hint=hint, status=status, reasons=reasons)
+        self.retry_after = retry_after
 
 
 class BadRequest(KeypeerError):

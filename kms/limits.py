@@ -40,6 +40,11 @@ RETRY_AFTER_S = 1  # seconds; a worker is replaced within one
 SHUTDOWN_GRACE_S = 10  # seconds that open requests have after SIGTERM
 IDENTITY_CACHE_MAX = 65_536  # client certificates parsed once each, about 1 KB
 
+# ── rates and quotas ───────────────────────────────────────────────────────────────────────────────────────────
+RATE_BUCKETS_MAX = 65_536  # callers of one limit that a web worker remembers, some 150 bytes each
+RATE_MAX = 1_000_000.0  # a second; more than any web worker answers
+BURST_MAX = 100_000_000.0  # at once; as good as no limit
+
 # ── custody ────────────────────────────────────────────────────────────────────────────────────────────────────
 HSM_OPERATION_DEADLINE_S = 5.0  # seconds; a network HSM answers in 1–5 ms, a hung one never
 HSM_OPERATION_SLOW_S = 0.012  # seconds; a rewrap is five PKCS#11 calls, of 2.4 ms each on a slow network HSM
@@ -145,6 +150,22 @@ STORE_STALL_S = 10.0  # seconds that a transaction may wait for lock and disk be
 STORE_PROBE_BYTES = 64 * 1024  # bytes of pages that a health check asks for when room was short; a commit takes 10–20
 STORE_PROBE_S = 5.0  # seconds that a health check waits for the commit that tells whether there is room again
 
+# ── lifecycle ──────────────────────────────────────────────────────────────────────────────────────────────────
+DESTROY_AFTER_MIN_S = 86400  # seconds; a day, so that whoever misses the key can say so
+DESTROY_AFTER_MAX_S = 365 * 86400  # seconds; a longer wait is a plan, not a schedule
+DESTROY_AFTER_DEFAULT_S = 7 * 86400  # seconds
+ACTIVATES_MAX_S = 5 * 366 * 86400  # seconds; NIST SP 800-57 Part 1 §5.3.6: cryptoperiods end within a few years
+READABLE_DEFAULT_S = 7 * 86400  # seconds; LEASE_MAX_S: whoever holds the old version has renewed its lease by then
+READABLE_MAX_S = 366 * 86400  # seconds
+OLD_VERSIONS_MAX = 16  # versions of one VM that are still readable; each is a record
+LIST_SCAN_MAX = 2000  # records that one page of a filtered list looks at, some 10 µs each
+LIST_TOMBSTONES_MAX = 500  # destroyed keys that a page looks at; each record's seal is an HSM operation
+LIST_PROBE = 64  # index records read to see which index of a filter is the sparsest
+DUE_STEP_MAX = 500  # keys that one step settles; two HSM operations and a commit each
+DUE_RETRY_S = 3600  # seconds until a key is looked at again that couldn't be settled
+ROTATION_PAGE = 256  # VMs that one step of a rotation looks at; one HSM frame
+ROTATIONS_AT_ONCE = 16  # rotations of many keys that run at the same time
+DUE_TOGETHER = 64  # keys settled at the same time, so that their commits share an fsync
 # ── audit log ──────────────────────────────────────────────────────────────────────────────────────────────────
 LOG_ENTRY_BYTES_MAX = 65_535  # bytes; an entry's length in a bundle is a u16 (C2SP tlog-tiles, "Log entries")
 LOG_VMS_AN_ENTRY_MAX = 400  # VMs named in one entry, each with a policy: two names of 63 characters, quoted

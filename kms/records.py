@@ -23,7 +23,7 @@ from keypeer.wire.encoding import field
 from keypeer.wire.messages import PolicyDocument
 from keypeer.wire.runtime import RuntimePolicy
 from kms import domain, limits
-from kms.custody.port import Custody, KeyRecord, MacValue
+from kms.custody.port import Custody, KeyRecord, KeySize, MacValue
 from kms.errors import BadRequest, Unavailable
 from kms.evidence.ima.policy import CompiledRuntime
 from kms.policy.model import Policy, compile_policy
@@ -83,9 +83,12 @@ RUNTIME_POLICIES = Kind("runtime", domain.StoredRuntimePolicy)
 LAUNCHES = Kind("launch", domain.LaunchPosition)  # by host: this boot's launch log
 LEASES = Kind("lease", domain.Lease, sealed=False)  # by VM
 REFUSALS = Kind("refusal", domain.Refusal, sealed=False)  # by host
+VM_PREFIX = b"vm/"  # current versions; values are hsm_adapter KeyRecords (encode_vm), which carry their own MAC
+OLD_PREFIX = b"vm-old/"  # versions before, by VM and version
+TOMBSTONES = Kind("vm-gone", domain.Tombstone)  # by VM
+VM_ROTATIONS = Kind("vm-rotation", domain.VmRotation)  # by rotation
 LOG = Kind("log", domain.LogIdentity)  # one: "identity"
 CHECKPOINTS = Kind("checkpoint", domain.StoredCheckpoint, sealed=False)  # one: "newest"; its note is signed
-VM_PREFIX = b"vm/"  # values are hsm_adapter KeyRecords, which carry their own MAC
 
 
 def vm_key(vm: str) -> bytes:
@@ -93,16 +96,66 @@ def vm_key(vm: str) -> bytes:
     return VM_PREFIX + vm.encode()
 
 
+def old_key(vm: str, version: int) -> bytes:
+    """The store key of an old version's record; they sort by version."""
+    return b"%s%s/%07d" % (OLD_PREFIX, vm.encode(), version)
+
+
+class _StoredKey(msgspec.Struct, frozen=True, array_like=True):
+    """A KeyRecord without what its store key says, and without its type's name: there are millions."""
+
+    key_version: int
+    size: KeySize
+    attributes: bytes
+    kek: int
+    mac_key: int
+    wrapped: bytes
+    mac: bytes
+
+
+_stored_key = msgspec.msgpack.Decoder(_StoredKey)
 _key_record = msgspec.msgpack.Decoder(KeyRecord)
+_KEY_RECORD_HEAD = b"\x99"  # a msgpack array of nine: how KeyRecords were stored first, with name and type
 
 
-def decode_vm(value: bytes) -> KeyRecord:
-    """A VM's key record as stored. Its MAC is the HSM worker's to check, before any unwrap. Raises ``store.tampered``
-    for what is none."""
+def encode_vm(record: KeyRecord) -> bytes:
+    """A key record as stored under its VM's name."""
+    return _encode(
+        _StoredKey(
+            record.key_version,
+            record.size,
+            record.attributes,
+            record.kek,
+            record.mac_key,
+            record.wrapped,
+            record.mac,
+        )
+    )
+
+
+def decode_vm(item: Item) -> KeyRecord:
+    """A VM's key record, or an old version's, as stored. Its MAC, which covers the VM's name, is the HSM worker's to
+    check before any unwrap. Raises ``store.tampered`` for what is none."""
     try:
-        return _key_record.decode(value)
-    except msgspec.DecodeError:
-        raise tampered(VM_PREFIX) from None
+        vm = item.key.split(b"/", 2)[1].decode()
+        if item.value[:1] == _KEY_RECORD_HEAD:
+            record = _key_record.decode(item.value)
+            if record.vm != vm:
+                raise tampered(item.key)
+            return record
+        stored = _stored_key.decode(item.value)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise tampered(item.key) from None
+    return KeyRecord(
+        vm,
+        stored.key_version,
+        stored.size,
+        stored.attributes,
+        stored.kek,
+        stored.mac_key,
+        stored.wrapped,
+        stored.mac,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from keypeer.wire.profile import BOOT_PCRS, PCR_BANK, QUOTE_PCRS
 from keypeer.wire.tlog.note import COSIGNATURE, VerifierKey
 from kms import limits
 from kms.errors import BadRequest
+from kms.rates import Rate
 
 FILE = "keypeer.toml"
 SETTINGS_BYTES_MAX = 65_536  # bytes
@@ -64,6 +65,27 @@ class AttestationSettings(_Table, frozen=True, kw_only=True):
     vendor_cas: str = "vendor-cas"
 
 
+class RateSettings(_Table, frozen=True, kw_only=True):
+    """``rate`` a second in the long run, ``burst`` at once."""
+
+    rate: Annotated[float, Meta(gt=0, le=limits.RATE_MAX)]
+    burst: Annotated[float, Meta(ge=1, le=limits.BURST_MAX)]
+
+
+class LimitsSettings(_Table, frozen=True, kw_only=True):
+    """What one caller may ask of the whole service (kms/web/limiter.py); defaults that no honest fleet reaches.
+
+    ``releases`` counts VM keys: a host that restarts 10,000 VMs may ask twenty times over at once. ``attestations``: an
+    agent asks twice every 30 s. ``calls``: everything else with a certificate, such as an operator that makes VM keys
+    one by one. ``anonymous``: enrolments of a rack behind one address.
+    """
+
+    releases: RateSettings = RateSettings(rate=10_000, burst=200_000)
+    attestations: RateSettings = RateSettings(rate=50, burst=1_000)
+    calls: RateSettings = RateSettings(rate=2_000, burst=20_000)
+    anonymous: RateSettings = RateSettings(rate=200, burst=4_000)
+
+
 class WitnessSettings(_Table, frozen=True, kw_only=True):
     """``key`` is the witness' verifier key, NAME+ID+KEY (C2SP tlog-cosignature); ``url`` its submission prefix."""
 
@@ -94,6 +116,7 @@ class Settings(_Table, frozen=True, kw_only=True):
     store: StoreSettings = StoreSettings()
     attestation: AttestationSettings = AttestationSettings()
     log: LogSettings = LogSettings()
+    limits: LimitsSettings = LimitsSettings()
     audit: AuditSettings = AuditSettings()
 
 
@@ -138,6 +161,13 @@ class Home:
         """Host and port to listen on."""
         host, _, port = self.settings.service.listen.rpartition(":")
         return host.strip("[]"), int(port)
+
+    @property
+    def rates(self) -> dict[str, Rate]:
+        """The rate limits by name."""
+        table = self.settings.limits
+        named = {name: getattr(table, name) for name in table.__struct_fields__}
+        return {name: Rate(each.rate, each.burst) for name, each in named.items()}
 
     def hsm_sockets(self) -> tuple[Path, ...]:
         """One Unix socket for each HSM worker."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import msgspec
@@ -20,11 +20,13 @@ from keypeer.wire.messages import (
     HostView,
     LeaseView,
     LogPositions,
+    OldVersionView,
     PolicyDocument,
     PolicyView,
     ReasonView,
     RuntimeView,
     SignedGeoTag,
+    VmRotationView,
     VmView,
 )
 from kms.custody.port import KeyRecord
@@ -43,9 +45,12 @@ from kms.domain import (
     RuntimeVerdict,
     StoredGeoTag,
     StoredPolicy,
+    Tombstone,
+    VmRotation,
     boot_facts,
 )
-from kms.errors import Reason
+from kms.errors import Reason, Unavailable
+from kms.keys.lifecycle import settled
 
 _attributes = msgspec.msgpack.Decoder(KeyAttributes)
 _document = msgspec.json.Decoder(PolicyDocument)
@@ -211,18 +216,25 @@ def policy_view(stored: StoredPolicy) -> PolicyView:
 
 
 def key_attributes(record: KeyRecord) -> KeyAttributes:
-    """What the key is bound to; part of what the HSM worker's MAC covers."""
-    return _attributes.decode(record.attributes)
+    """What the key is bound to; part of what the HSM worker's MAC covers. Raises ``store.tampered``."""
+    try:
+        return _attributes.decode(record.attributes)
+    except msgspec.DecodeError:
+        raise Unavailable(
+            "store.tampered",
+            f"the key record of VM {record.vm} has attributes that this service didn't write",
+            hint="the database was changed behind the service's back: restore it from a backup",
+        ) from None
 
 
-def vm_view(record: KeyRecord, lease: Lease | None) -> VmView:
-    attributes = key_attributes(record)
+def vm_view(record: KeyRecord, lease: Lease | None, now: int, olds: Sequence[KeyRecord] = ()) -> VmView:
+    attributes = settled(key_attributes(record), now)
     return VmView(
         vm=record.vm,
         policy=attributes.policy,
         version=record.key_version,
         size=32 if record.size == 32 else 64,
-        state="active",
+        state=attributes.state,
         created_at=attributes.created_at,
         created_by=attributes.created_by,
         config=attributes.config.hex() or None,
@@ -231,4 +243,62 @@ def vm_view(record: KeyRecord, lease: Lease | None) -> VmView:
         )
         if lease
         else None,
+        since=attributes.since or attributes.created_at,
+        made_at=attributes.made_at or attributes.created_at,
+        tenant=attributes.tenant or None,
+        labels=attributes.labels,
+        imported=attributes.imported,
+        activates_at=attributes.activates_at or None,
+        destroy_at=attributes.destroy_at or None,
+        readable_until=attributes.readable_until or None,
+        compromised_at=attributes.compromised_at or None,
+        versions=tuple(_old_version_view(old) for old in olds),
+    )
+
+
+def _old_version_view(record: KeyRecord) -> OldVersionView:
+    attributes = key_attributes(record)
+    return OldVersionView(
+        version=record.key_version,
+        state=attributes.state,
+        since=attributes.since,
+        readable_until=attributes.readable_until or None,
+        destroy_at=attributes.destroy_at or None,
+    )
+
+
+def tombstone_view(tombstone: Tombstone) -> VmView:
+    attributes = tombstone.attributes
+    return VmView(
+        vm=tombstone.vm,
+        policy=attributes.policy,
+        version=tombstone.versions,
+        size=32 if tombstone.size == 32 else 64,
+        state="destroyed",
+        created_at=attributes.created_at,
+        created_by=attributes.created_by,
+        config=attributes.config.hex() or None,
+        since=tombstone.destroyed_at,
+        made_at=attributes.made_at or attributes.created_at,
+        tenant=attributes.tenant or None,
+        labels=attributes.labels,
+        imported=attributes.imported,
+        compromised_at=attributes.compromised_at or None,
+    )
+
+
+def vm_rotation_view(rotation: VmRotation) -> VmRotationView:
+    return VmRotationView(
+        rotation=rotation.rotation,
+        tenant=rotation.tenant or None,
+        policy=rotation.policy or None,
+        labels=rotation.labels,
+        prefix=rotation.prefix or None,
+        started_at=rotation.started_at,
+        started_by=rotation.started_by,
+        looked_at=rotation.looked_at,
+        rotated=rotation.rotated,
+        failed=rotation.failed,
+        ended_at=rotation.ended_at or None,
+        trouble=rotation.trouble,
     )

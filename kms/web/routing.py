@@ -74,6 +74,9 @@ class Call:
         return int(text)
 
 
+Handler = Callable[[Call], Awaitable[Any]]
+
+
 @dataclass(frozen=True, slots=True)
 class Raw:
     """An answer that isn't JSON. ``cache`` is its Cache-Control."""
@@ -86,19 +89,22 @@ class Raw:
 class Route:
     """``roles`` None: no client certificate needed. ``query`` names the query parameters with a description each.
     ``raw`` is the content type of answers that are Raw; ``rest`` names the path parameter that may hold slashes.
-    ``act`` names an officers' act: it needs as many officers as the approval rules say for it (DESIGN §10)."""
+    ``act`` names an officers' act: it needs as many officers as the approval rules say for it (DESIGN §10).
+    ``rate`` names the limit that it counts against (kms/web/limiter.py), ``cost`` for how many a body counts."""
 
     method: str
     path: str
     summary: str
     roles: frozenset[Role] | None
-    call: Callable[[Call], Awaitable[Any]]
+    call: Handler
     request: type | None = None
     answer: type | None = None
     status: int = 200
     query: Mapping[str, str] | None = None
     body_max: int = limits.BODY_BYTES_MAX
     act: str = ""
+    rate: str = "calls"
+    cost: Callable[[Any], int] | None = None
     raw: str = ""
     rest: str = ""
 

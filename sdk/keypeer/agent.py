@@ -120,18 +120,19 @@ class HostAgent:
             await self._at_tpm(launches.measure, self.state, entry, self._bank)
             await self._attest_mending()
 
-    async def release(self, vm: str) -> VmKey:
+    async def release(self, vm: str, version: int | None = None) -> VmKey:
         """The key of ``vm``, checked and opened; the caller closes it. Attests first when there is no live session.
-        Raises ProblemError ``release.refused`` with every reason, ReleaseForged."""
+        ``version``: one before the current one, for what it encrypted; our lease must name it, so ask for it before the
+        current one. Raises ProblemError ``release.refused`` with every reason, ReleaseForged."""
         async with self._turn:
             session = await self._live_session()
             try:
-                key = session.open(await (await self._connected()).release(vm, session.name), vm)
+                key = session.open(await (await self._connected()).release(vm, session.name, version), vm, version)
             except ProblemError as error:
                 if error.code not in _SESSION_GONE:
                     raise
                 session = await self._fresh_session()
-                key = session.open(await (await self._connected()).release(vm, session.name), vm)
+                key = session.open(await (await self._connected()).release(vm, session.name, version), vm, version)
             self._generations[vm] = key.generation
             return key
 

@@ -5,7 +5,7 @@ All raise what ``Transport.call`` raises. Pages: pass the last page's ``next`` a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
@@ -54,9 +54,10 @@ class AsyncClient(Transport):
         """Sends evidence; a refusal is a ProblemError ``attestation.refused`` with every reason."""
         return await self.call("POST", "/v1/attestations", m.AttestResult, request)
 
-    async def release(self, vm: str, session: str) -> m.Release:
-        """One VM's key, wrapped to ``session``. Asking again renews the lease."""
-        body = m.ReleaseRequest(session=session)
+    async def release(self, vm: str, session: str, version: int | None = None) -> m.Release:
+        """One VM's key, wrapped to ``session``. Asking again renews the lease. ``version``: one before the current one,
+        which the host's lease names."""
+        body = m.ReleaseRequest(session=session, version=version)
         return await self.call("POST", f"/v1/vms/{_name(vm)}/key/release", m.Release, body, repeat=True)
 
     async def release_many(self, vms: Sequence[str], session: str) -> m.BatchRelease:
@@ -188,9 +189,86 @@ class AsyncClient(Transport):
         """One VM key's public facts."""
         return await self.call("GET", f"/v1/vms/{_name(vm)}", m.VmView, repeat=True)
 
-    async def vms(self, after: str = "", limit: int = PAGE_DEFAULT) -> m.VmPage:
-        """A page of VMs."""
-        return await self._page("/v1/vms", m.VmPage, after, limit)
+    async def vms(
+        self,
+        after: str = "",
+        limit: int = PAGE_DEFAULT,
+        *,
+        tenant: str = "",
+        policy: str = "",
+        state: m.VmState | None = None,
+        labels: Mapping[str, str] | None = None,
+        prefix: str = "",
+    ) -> m.VmPage:
+        """A page of VMs, of those that fit. With a filter a page may be short and have a next one."""
+        pairs = ",".join(f"{name}={value}" for name, value in (labels or {}).items())
+        only = {"tenant": tenant, "policy": policy, "state": state or "", "labels": pairs, "prefix": prefix}
+        return await self._page("/v1/vms", m.VmPage, after, limit, only)
+
+    async def import_key(self) -> m.ImportKeyView:
+        """What keys are wrapped to before they are imported (operator)."""
+        return await self.call("GET", "/v1/import-key", m.ImportKeyView, repeat=True)
+
+    async def import_vm(self, request: m.ImportVm) -> m.VmView:
+        """Imports a VM key that ``keypeer.keyimport.wrap`` wrapped (operator)."""
+        return await self.call("POST", "/v1/vm-imports", m.VmView, request)
+
+    async def set_labels(self, vm: str, labels: Mapping[str, str]) -> m.VmView:
+        """Sets all labels of a VM (operator)."""
+        body = m.SetLabels(labels=dict(labels))
+        return await self.call("PUT", f"/v1/vms/{_name(vm)}/labels", m.VmView, body, repeat=True)
+
+    async def set_tenant(self, vm: str, tenant: str | None) -> m.VmView:
+        """Sets a VM's owner (officer)."""
+        body = m.SetTenant(tenant=tenant)
+        return await self.call("PUT", f"/v1/vms/{_name(vm)}/tenant", m.VmView, body, repeat=True)
+
+    async def activate_vm(self, vm: str, why: str = "") -> m.VmView:
+        """Lets a pre-active key be released (officer)."""
+        return await self._vm_act(vm, "activate", m.VmAct(why=why))
+
+    async def suspend_vm(self, vm: str, why: str = "") -> m.VmView:
+        """Stops releases for a time (officer)."""
+        return await self._vm_act(vm, "suspend", m.VmAct(why=why))
+
+    async def resume_vm(self, vm: str, why: str = "") -> m.VmView:
+        """Ends a suspension (officer)."""
+        return await self._vm_act(vm, "resume", m.VmAct(why=why))
+
+    async def compromise_vm(self, vm: str, why: str = "") -> m.VmView:
+        """Marks a key as compromised, which stops releases (officer)."""
+        return await self._vm_act(vm, "compromise", m.VmAct(why=why))
+
+    async def deactivate_vm(self, vm: str, readable: int = 0, why: str = "") -> m.VmView:
+        """Stops releases for good; its holder reads it for ``readable`` seconds more (officer)."""
+        return await self._vm_act(vm, "deactivate", m.DeactivateVm(readable=readable, why=why))
+
+    async def destroy_vm(self, vm: str, after: int | None = None, why: str = "") -> m.VmView:
+        """Schedules a key's destruction, ``after`` seconds from now (officer)."""
+        return await self._vm_act(vm, "destroy", m.DestroyVm(after=after, why=why))
+
+    async def cancel_destroy_vm(self, vm: str, why: str = "") -> m.VmView:
+        """Cancels a scheduled destruction (officer)."""
+        return await self._vm_act(vm, "cancel-destroy", m.VmAct(why=why))
+
+    async def rotate_vm(self, vm: str, readable: int | None = None, why: str = "") -> m.VmView:
+        """Makes a key's next version; the one before stays readable for so many seconds (officer)."""
+        return await self._vm_act(vm, "rotate", m.RotateVm(readable=readable, why=why))
+
+    async def rotate_vms(self, request: m.RotateVms) -> m.VmRotationView:
+        """Begins the rotation of every key that fits (officer)."""
+        return await self.call("POST", "/v1/vm-rotations", m.VmRotationView, request)
+
+    async def vm_rotation(self, rotation: str) -> m.VmRotationView:
+        """How far a rotation of many keys is."""
+        return await self.call("GET", f"/v1/vm-rotations/{_name(rotation)}", m.VmRotationView, repeat=True)
+
+    async def vm_rotations(self, after: str = "", limit: int = PAGE_DEFAULT) -> m.VmRotationPage:
+        """A page of rotations of many keys."""
+        return await self._page("/v1/vm-rotations", m.VmRotationPage, after, limit)
+
+    async def _vm_act(self, vm: str, act: str, body: m.Request) -> m.VmView:
+        return await self.call("POST", f"/v1/vms/{_name(vm)}/{act}", m.VmView, body)
 
     async def audit(self, after: int = 0, limit: int = PAGE_DEFAULT, **wanted: str | int) -> m.AuditPage:
         """Entries of the audit log after the first ``after`` ones, or with ``newest=1`` those below ``before``, newest
@@ -233,8 +311,11 @@ class AsyncClient(Transport):
         """The OpenAPI document."""
         return await self.call("GET", "/openapi.json", dict[str, Any], repeat=True)
 
-    async def _page(self, path: str, answer: type[_Page], after: str, limit: int) -> _Page:
+    async def _page(
+        self, path: str, answer: type[_Page], after: str, limit: int, only: Mapping[str, str] | None = None
+    ) -> _Page:
         query: dict[str, str | int] = {"limit": limit} | ({"after": after} if after else {})
+        query |= {name: value for name, value in (only or {}).items() if value}
         return await self.call("GET", path, answer, query=query, repeat=True)
 
 

@@ -70,11 +70,14 @@ class Session:
         """Whether ``grant`` is this session, so that the TPM needn't be asked again."""
         return grant.session == self._name and grant.encapsulated_key == self.encapsulated_key
 
-    def open(self, release: Release, vm: str) -> VmKey:
-        """The key of ``vm``: the VM that was asked for. Raises ReleaseForged ``release.mac``, ``release.stale``,
-        ``release.size`` or ``release.unwrap``."""
+    def open(self, release: Release, vm: str, version: int | None = None) -> VmKey:
+        """The key of ``vm``, and ``version`` of it where one was asked for. Raises ReleaseForged ``release.mac``,
+        ``release.version``, ``release.stale``, ``release.size`` or ``release.unwrap``."""
         wrapped = decoded(release.wrapped_key, "wrapped_key")
         self._check_mac(release, vm, wrapped)
+        if version not in (None, release.version):
+            found = f"version {version} of VM {vm}'s key was asked for, version {release.version} came"
+            raise ReleaseForged("release.version", found, "tell the service's operator")
         late = self._now() - release.lease_expires_at
         if late >= 0:
             raise ReleaseForged("release.stale", f"the lease of VM {vm} ended {late:.0f} s ago", "release it again")

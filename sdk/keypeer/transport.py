@@ -20,7 +20,8 @@ _Answer = TypeVar("_Answer")
 _encode = msgspec.json.Encoder().encode
 _problem = msgspec.json.Decoder(Problem)
 _PROBLEM_TYPE = "application/problem+json"  # RFC 9457 §3
-_BAD, _UNAVAILABLE = 400, 503
+_BAD = 400
+_LATER = (429, 503)  # RFC 6585 §4, RFC 9110 §15.6.4
 
 
 class Transport:
@@ -71,8 +72,8 @@ class Transport:
         accept: int = 0,
     ) -> _Answer:
         """One call and its answer, decoded. ``repeat`` says that a second one does no harm: it is tried again while the
-        service can't be reached or answers 503; other calls only where a 503 names its Retry-After, which means that
-        nothing was done. ``accept`` is an error status whose body is an answer all the same.
+        service can't be reached or answers 503 or 429; other calls only where such an answer names its Retry-After,
+        which means that nothing was done. ``accept`` is an error status whose body is an answer all the same.
 
         Raises ProblemError, ServiceUnavailable (``service.unreachable``, ``service.timeout``, ``service.tls``) and
         AnswerError.
@@ -106,7 +107,7 @@ class Transport:
                     raise
             else:
                 wait = retry_after if retry_after is not None else delay if repeat else None
-                if status != _UNAVAILABLE or status == accept or last or wait is None:
+                if status not in _LATER or status == accept or last or wait is None:
                     return status, kind, data
                 delay = wait
             await asyncio.sleep(delay)
