@@ -48,6 +48,8 @@ async def _create(ctx: Context, caller: Caller, requests: tuple[CreateVm, ...]) 
         "vms": [request.vm for request in requests],
         "policies": sorted({request.policy for request in requests}),
     }
+    if tenants := {request.tenant for request in requests if request.tenant}:
+        facts["tenants"] = sorted(tenants)
     single = requests[0].vm if len(requests) == 1 else ""
     await _keep(ctx, checks, records, [ctx.entry(caller, "vm.create", "done", vm=single, facts=facts)])
     return records
@@ -65,7 +67,8 @@ async def import_key(ctx: Context, caller: Caller, request: ImportVm) -> VmView:
             raise Unavailable(result.code, f"the HSM imported no key: {result.detail}", hint="keypeer doctor")
         refusal = _not_importable(f"the HSM said {result.code}: {result.detail}")
         raise await ctx.refuse(caller, "vm.import", refusal, vm=request.vm)
-    entry = ctx.entry(caller, "vm.import", "done", vm=request.vm, facts={"policy": request.policy})
+    facts: Facts = {"policy": request.policy, "tenant": request.tenant or ""}
+    entry = ctx.entry(caller, "vm.import", "done", vm=request.vm, facts=facts)
     await _keep(ctx, checks, [result], [entry])
     return vm_view(result, None, ctx.now())
 
