@@ -29,7 +29,7 @@ FILTERS = {
     "tenant (1 of 200)": "tenant=tenant-07",
     "label (1 of 20)": "labels=tier=gold",
     "rare label (1 of 1,000)": "labels=site=attic",
-    "tenant and label": "tenant=tenant-07&labels=tier=gold",
+    "tenant and label": "tenant=tenant-05&labels=tier=gold",
     "state=suspended": "state=suspended",
     "state=active": "state=active",
     "policy, of every key": "policy=eu",
