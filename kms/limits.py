@@ -158,7 +158,7 @@ ACTIVATES_MAX_S = 5 * 366 * 86400  # seconds; NIST SP 800-57 Part 1 §5.3.6: cry
 READABLE_DEFAULT_S = 7 * 86400  # seconds; LEASE_MAX_S: whoever holds the old version has renewed its lease by then
 READABLE_MAX_S = 366 * 86400  # seconds
 OLD_VERSIONS_MAX = 16  # versions of one VM that are still readable; each is a record
-LIST_SCAN_MAX = 2000  # records that one page of a filtered list looks at, some 10 µs each
+LIST_SCAN_MAX = 1000  # records that one page of a list looks at, some 5 µs each; PAGE_MAX, or pages would be short
 LIST_TOMBSTONES_MAX = 500  # destroyed keys that a page looks at; each record's seal is an HSM operation
 LIST_PROBE = 64  # index records read to see which index of a filter is the sparsest
 DUE_STEP_MAX = 500  # keys that one step settles; two HSM operations and a commit each
@@ -168,7 +168,7 @@ ROTATIONS_AT_ONCE = 16  # rotations of many keys that run at the same time
 DUE_TOGETHER = 64  # keys settled at the same time, so that their commits share an fsync
 # ── audit log ──────────────────────────────────────────────────────────────────────────────────────────────────
 LOG_ENTRY_BYTES_MAX = 65_535  # bytes; an entry's length in a bundle is a u16 (C2SP tlog-tiles, "Log entries")
-LOG_VMS_AN_ENTRY_MAX = 400  # VMs named in one entry, each with a policy: two names of 63 characters, quoted
+LOG_VMS_AN_ENTRY_MAX = 300  # VMs named in one entry, each with policy and tenant: names of 63 characters, quoted
 LOG_FACT_BYTES_MAX = 512  # bytes of JSON of one fact that are kept of an entry that would be too large
 LOG_REASONS_MAX = 16  # reasons that are kept of an entry that would be too large
 LOG_REASON_CHARS_MAX = 128  # characters of each of their four texts; up to six bytes each in JSON

@@ -54,6 +54,8 @@ def _entries(ctx: Context, caller: Caller, requests: tuple[CreateVm, ...]) -> li
     for part in (requests[start : start + size] for start in range(0, len(requests), size)):
         policies = sorted({request.policy for request in part})
         facts: Facts = {"vms": [request.vm for request in part], "policies": policies}
+        if tenants := {request.tenant for request in part if request.tenant}:
+            facts["tenants"] = sorted(tenants)
         entries.append(ctx.entry(caller, "vm.create", "done", vm=single, facts=facts))
     return entries
 
@@ -70,7 +72,8 @@ async def import_key(ctx: Context, caller: Caller, request: ImportVm) -> VmView:
             raise Unavailable(result.code, f"the HSM imported no key: {result.detail}", hint="keypeer doctor")
         refusal = _not_importable(f"the HSM said {result.code}: {result.detail}")
         raise await ctx.refuse(caller, "vm.import", refusal, vm=request.vm)
-    entry = ctx.entry(caller, "vm.import", "done", vm=request.vm, facts={"policy": request.policy})
+    facts: Facts = {"policy": request.policy, "tenant": request.tenant or ""}
+    entry = ctx.entry(caller, "vm.import", "done", vm=request.vm, facts=facts)
     await _keep(ctx, checks, [result], [entry])
     return vm_view(result, None, ctx.now())
 
