@@ -182,3 +182,5 @@ WITNESS_ANSWER_BYTES_MAX = 16 * 1024  # bytes; a cosignature has some 150
 WITNESS_BACKOFF_MAX_S = 60  # seconds between attempts at a witness that failed; doubles from 1
 WITNESS_FRESH_S = 120  # seconds for which a cosignature counts as the witness' watching
 AUDIT_SCAN_MAX = 20_000  # entries that one search call looks at, some 10 ms of work a thousand
+AUDIT_TEXT_CHARS_MAX = 256  # characters of a text that is searched for; names have 63, codes some 30
+UNIX_TIME_MAX = 10**12  # seconds; the year 33,658

@@ -108,6 +108,25 @@ def test_a_copy_is_brought_up_to_date_and_verified_by_both(service: Service, tmp
     assert answer(service, "verify", str(copy))["good"]
 
 
+def test_an_interrupted_export_goes_on_where_it_stopped(service: Service, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    many_entries(service, 600)
+    (copy / "tile").mkdir(parents=True)
+    (copy / "tile" / "1").write_text("in the way")  # stops it after some tiles
+    assert answer(service, "export", str(copy), code=3)["code"] == "input.file"
+    assert not (copy / "checkpoint").exists()
+    (copy / "tile" / "1").unlink()
+    (copy / "tile" / "0").mkdir(exist_ok=True)
+    (copy / "tile" / "0" / ".new-killed").write_bytes(b"half a tile")
+    answer(service, "export", str(copy))
+    assert answer(service, "verify", str(copy))["good"]
+    assert not list(copy.rglob(".new-*"))
+    (copy / "tile" / "entries" / "001").unlink()
+    assert answer(service, "verify", str(copy), code=5)["findings"][0]["found"] == "is missing"
+    answer(service, "export", str(copy))
+    assert answer(service, "verify", str(copy))["good"]
+
+
 def test_one_flipped_byte_is_found_and_located(service: Service, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     many_entries(service, 300)
