@@ -19,7 +19,7 @@ from kms.domain import (
     OutstandingNonces,
     Refusal,
 )
-from kms.errors import KeypeerError, LogsWanted, Reason, Refused
+from kms.errors import KeypeerError, NoVerdict, Reason, Refused
 from kms.evidence.appraise import Appraisal, Proven, Untrusted, appraise
 from kms.evidence.model import Evidence, Expectations
 from kms.evidence.received import received
@@ -61,7 +61,7 @@ async def _once(
         raise await ctx.refuse(caller, _ACTION, error, host=caller.name) from None
     try:
         verdict = appraise(evidence, _expectations(ctx, caller, state, request), now)
-    except LogsWanted as error:  # no verdict: the nonce is used up, the session stays
+    except NoVerdict as error:  # no verdict: the nonce is used up, the session stays
         puts = await ctx.records.seal([NONCES.put(caller.name, left)])
         if await ctx.try_commit(checks=state.checks(), puts=puts, entries=[]):
             raise error from None
