@@ -10,7 +10,7 @@ from typing import Final
 
 import pkcs11
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from pkcs11 import Attribute, ObjectClass
 
 from hsm_adapter import limits
@@ -27,19 +27,22 @@ SIGNING_LABELS: Final = {
     "appraisal": "keypeer/appraisal",
     "session": "keypeer/session",
 }
+IMPORT_LABEL: Final = "keypeer/import"  # RSA: unwraps VM keys that were made elsewhere
 
 Labelled = dict[str, list[pkcs11.Object]]
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Handles of the long-lived keys. ``public_keys``: SubjectPublicKeyInfo DER by name."""
+    """Handles of the long-lived keys. ``public_keys``: SubjectPublicKeyInfo DER by name. ``importing``: None on a token
+    that was provisioned before there were imports."""
 
     keks: dict[int, int]
     macs: dict[int, int]
     signing: dict[str, pkcs11.SignMixin]
     public_keys: dict[str, bytes]
     kek_check_values: dict[int, bytes]
+    importing: int | None = None
 
     @property
     def current_kek(self) -> int:
@@ -62,12 +65,15 @@ def find_keys(session: pkcs11.Session, working: Callable[[pkcs11.Object], int]) 
         privates = _by_label(session, ObjectClass.PRIVATE_KEY)
         publics = _by_label(session, ObjectClass.PUBLIC_KEY)
         keks, macs = _versions(secrets, KEK_LABEL), _versions(secrets, MAC_LABEL)
+        imports = IMPORT_LABEL in privates
         return Keys(
             keks={version: working(key) for version, key in keks.items()},
             macs={version: working(key) for version, key in macs.items()},
             signing={name: _signing(_named(privates, label)) for name, label in SIGNING_LABELS.items()},
-            public_keys={name: _spki(_named(publics, label)) for name, label in SIGNING_LABELS.items()},
+            public_keys={name: _spki(_named(publics, label)) for name, label in SIGNING_LABELS.items()}
+            | ({"import": _rsa_spki(_named(publics, IMPORT_LABEL))} if imports else {}),
             kek_check_values={version: _check_value(key) for version, key in keks.items()},
+            importing=handle_of(_fit(_named(privates, IMPORT_LABEL))) if imports else None,
         )
 
 
@@ -138,6 +144,15 @@ def _spki(key: pkcs11.Object) -> bytes:
         public = ed25519.Ed25519PublicKey.from_public_bytes(point)
     else:
         public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
+    return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _rsa_spki(key: pkcs11.Object) -> bytes:
+    """SubjectPublicKeyInfo DER of an RSA public key object."""
+    modulus, exponent = (
+        int.from_bytes(key[attribute], "big") for attribute in (Attribute.MODULUS, Attribute.PUBLIC_EXPONENT)
+    )
+    public = rsa.RSAPublicNumbers(exponent, modulus).public_key()
     return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 

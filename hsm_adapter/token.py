@@ -94,6 +94,12 @@ class Token:
         """The handle of record-mac ``version``. Raises Unusable(hsm.key_missing)."""
         return self._version("record-mac", lambda keys: keys.macs, version)
 
+    def importing(self) -> int:
+        """The handle of the private key for imports. Raises Unusable(hsm.key_missing)."""
+        if self.keys.importing is None:
+            raise Unusable("hsm.key_missing", "the token has no keypeer/import; run the provisioning")
+        return self.keys.importing
+
     def close(self) -> None:
         """Log out and close; every handle is dead after it."""
         with translated("C_CloseSession"):

@@ -81,6 +81,10 @@ async def import_key(ctx: Context, caller: Caller, request: ImportVm) -> VmView:
 async def show_import_key(ctx: Context) -> ImportKeyView:
     """What a key is wrapped to before it is imported."""
     found = await ctx.custody.describe()
+    if "import" not in found.public_keys:
+        raise Unavailable(
+            "hsm.key_missing", "the token has no import key", hint="keypeer init makes what the token lacks"
+        )
     return ImportKeyView(
         public_key=b64encode(found.public_keys["import"]), oaep_hash="sha256" if found.oaep_hash == "sha256" else "sha1"
     )
