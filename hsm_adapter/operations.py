@@ -37,6 +37,7 @@ class Operations:
             p.Sign: self.sign,
             p.Random: self.random,
             p.Describe: self.describe,
+            p.Amend: self.amend,
         }
 
     def run(self, operation: p.Operation) -> p.Result:
@@ -98,6 +99,19 @@ class Operations:
         bound = canonical.key_record_bytes(new.vm, new.key_version, new.size, new.attributes, kek, wrapped)
         mac = self._fast.hmac(self._token.mac(mac_key), bound)
         return p.KeyRecord(new.vm, new.key_version, new.size, new.attributes, kek, mac_key, wrapped, mac)
+
+    def amend(self, operation: p.Amend) -> p.KeyRecord:
+        """The record's own MAC first: nothing that this token didn't bind gets another binding."""
+        record = operation.record
+        self._verify_key(record)
+        mac_key = self._token.keys.current_mac
+        bound = canonical.key_record_bytes(
+            record.vm, record.key_version, record.size, operation.attributes, record.kek, record.wrapped
+        )
+        mac = self._fast.hmac(self._token.mac(mac_key), bound)
+        return p.KeyRecord(
+            record.vm, record.key_version, record.size, operation.attributes, record.kek, mac_key, record.wrapped, mac
+        )
 
     def open_session(self, operation: p.OpenSession) -> p.OpenedSession:
         """Make both keys of a session: for the host under its TPM's key, for later Rewraps under the KEK."""

@@ -17,11 +17,12 @@ import asyncio
 
 from kms import limits
 from kms.domain import Lease, Tombstone
-from kms.errors import KeypeerError
+from kms.errors import KeypeerError, Unavailable
 from kms.flows.context import Context
 from kms.keys.lifecycle import refuse_act, settled
+from kms.quotas import released
 from kms.records import LEASES, OLD_PREFIX, TOMBSTONES, Loaded, old_key, vm_key
-from kms.store.port import Check
+from kms.store.port import Check, Item
 from kms.vm_records import DUE_PREFIX, Due, StoredVm, amend, due_key, indexes, open_vm, put_changed
 
 Facts = dict[str, str | int | bool | list[str]]
@@ -89,10 +90,20 @@ async def _erase(ctx: Context, due: Due, stored: StoredVm, now: int) -> None:
             stored.item.key,
             LEASES.key(vm),
             *sorted(indexes(vm, stored.attributes) - {due.key}),
-            *(old.key for old in olds),
+            *(key for old in olds for key in _marks(old)),
         ],
         entries=[ctx.entry(None, "vm.erase", "done", vm=vm, facts=facts)],
+        counts=released(stored.attributes),
     )
+
+
+def _marks(old: Item) -> tuple[bytes, ...]:
+    """An old version's record, and the one that says when it ends."""
+    try:
+        stored = open_vm(old)
+    except Unavailable:  # it goes all the same; what says when it ends will lead nowhere
+        return (old.key,)
+    return old.key, due_key(stored.attributes.destroy_at, stored.record.vm, stored.record.key_version)
 
 
 async def _end_version(ctx: Context, due: Due, now: int) -> None:

@@ -30,7 +30,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-
 COUNT_BYTES = 8  # big-endian
 COUNT_MAX = 2**63 - 1
 
@@ -68,7 +67,7 @@ def counted(counts: Sequence[Count], values: Callable[[bytes], bytes | None]) ->
     for count in counts:
         before = found[count.key] if count.key in found else read_count(values(count.key))
         found[count.key] = min(max(before + count.by, 0), COUNT_MAX)
-        if count.by > 0 and before + count.by > count.most:
+        if count.by > 0 and found[count.key] > count.most:
             over[count.key] = None
     return tuple(over) or found
 

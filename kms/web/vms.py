@@ -113,7 +113,7 @@ async def _rotate_many(call: Call) -> VmRotationView:
 
 
 async def _rotation(call: Call) -> VmRotationView:
-    return await vm_rotations.show(call.ctx, call.name("rotation"))
+    return await vm_rotations.show(call.ctx, call.name("name"))
 
 
 async def _rotations(call: Call) -> VmRotationPage:
@@ -193,7 +193,7 @@ ROUTES = (
         act="vm.rotate",
     ),
     Route("GET", "/v1/vm-rotations", "List such rotations", STAFF, _rotations, answer=VmRotationPage, query=PAGE_QUERY),
-    Route("GET", "/v1/vm-rotations/{rotation}", "How far one is", STAFF, _rotation, answer=VmRotationView),
+    Route("GET", "/v1/vm-rotations/{name}", "How far one is", STAFF, _rotation, answer=VmRotationView),
     Route("POST", f"{_VM}/key/release", "Release a VM key", HOST, _release, ReleaseRequest, Release, rate="releases"),
     Route(
         "POST",
