@@ -402,3 +402,11 @@ class StoredCheckpoint(Record, frozen=True):
     anchored_size: int = 0
     anchored_at: float = 0.0
     anchor_trouble: str = ""
+
+
+class Quota(Record, frozen=True):
+    """How many VM keys a tenant or an operator may have; None: any number."""
+
+    max_keys: int | None
+    updated_at: int
+    updated_by: str

@@ -18,7 +18,7 @@ from kms.domain import EnrolledHost, Role
 from kms.errors import KeypeerError, NotFound, Refused, Unavailable
 from kms.evidence.ek import VendorCas
 from kms.records import HOSTS, Loaded, Records, RuntimePolicies
-from kms.store.port import Check, Commit, Committed, Conflict, Store
+from kms.store.port import Check, Commit, Committed, Conflict, Count, Store
 from kms.witness.port import Witness, WitnessClient
 
 
@@ -151,12 +151,13 @@ class Context:
         puts: Sequence[tuple[bytes, bytes]] = (),
         deletes: Sequence[bytes] = (),
         entries: Sequence[bytes],
+        counts: Sequence[Count] = (),
     ) -> bool:
         """Whether the change is durable now; False when another change came first and nothing was applied."""
         rider = self.rider if self.rider is not None and not self.rider.spent else None
         if rider is not None:
             checks, puts, entries = (*checks, *rider.checks), (*puts, *rider.puts), (*entries, *rider.entries)
-        change = Commit(checks=checks, puts=puts, deletes=deletes, entries=entries)
+        change = Commit(checks=checks, puts=puts, deletes=deletes, entries=entries, counts=counts)
         try:
             outcome = await self.store.commit(change)
         except Unavailable as error:
@@ -188,9 +189,10 @@ class Context:
         puts: Sequence[tuple[bytes, bytes]] = (),
         deletes: Sequence[bytes] = (),
         entries: Sequence[bytes],
+        counts: Sequence[Count] = (),
     ) -> None:
         """As ``try_commit``, for changes whose caller decides what to do about a conflict: 409 ``store.conflict``."""
-        if not await self.try_commit(checks=checks, puts=puts, deletes=deletes, entries=entries):
+        if not await self.try_commit(checks=checks, puts=puts, deletes=deletes, entries=entries, counts=counts):
             raise conflict()
 
     async def refuse(

@@ -19,7 +19,7 @@ class Size(NamedTuple):
 
 def check_sizes(change: Commit) -> Size:
     """The size of ``change``; raises BadRequest ``store.too_large`` when no backend would take it."""
-    keys = [*change.deletes, *(key for key, _ in change.puts)]
+    keys = [*change.deletes, *(key for key, _ in change.puts), *(count.key for count in change.counts)]
     values = [value for _, value in change.puts]
     _bound("a key", (*keys, *(check.key for check in change.checks)), limits.STORE_KEY_BYTES_MAX, least=1)
     _bound("a value", values, limits.STORE_VALUE_BYTES_MAX)

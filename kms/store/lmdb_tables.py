@@ -23,7 +23,7 @@ import msgspec
 from keypeer.wire.tlog.merkle import HASH_BYTES, Frontier, leaf_hash
 from kms import limits
 from kms.errors import Unavailable
-from kms.store.port import Change, Commit, Committed, Conflict, Item, LogEntry, Outcome
+from kms.store.port import Change, Commit, Committed, Conflict, Item, LogEntry, Outcome, counted, pack_count
 from kms.store.watch import behind
 
 SCHEMA = b"keypeer-store/2"
@@ -179,14 +179,21 @@ class Tables:
         stale = tuple(check.key for check in change.checks if self._version(txn, check.key) != check.version)
         if stale:
             return Conflict(stale), state
+        counts = counted(change.counts, lambda key: self._value(txn, key))
+        if isinstance(counts, tuple):
+            return Conflict(counts), state
         version = u64(state.version + 1)
         for key in change.deletes:
             txn.delete(key, db=self.records)
         for key, value in change.puts:
             txn.put(key, version + value, db=self.records)
+        for key, count in counts.items():
+            txn.put(key, version + pack_count(count), db=self.records)
         self._append(txn, change.entries, tree)
         committed = Committed(state.version + 1, tree.size)
-        changed = dict.fromkeys(change.deletes, True) | {key: False for key, _ in change.puts}
+        changed = dict.fromkeys(change.deletes, True) | dict.fromkeys(
+            (*(key for key, _ in change.puts), *counts), False
+        )
         if changed:
             txn.put(version, _encode(tuple(changed.items())), db=self.changes, append=True)
         operations = state.operations
@@ -200,6 +207,10 @@ class Tables:
     def _version(self, txn: lmdb.Transaction[bytes], key: bytes) -> int:
         row = txn.get(key, db=self.records)
         return 0 if row is None else number(row)
+
+    def _value(self, txn: lmdb.Transaction[bytes], key: bytes) -> bytes | None:
+        row = txn.get(key, db=self.records)
+        return None if row is None else row[VERSION_BYTES:]
 
     def _append(self, txn: lmdb.Transaction[bytes], entries: Sequence[bytes], tree: Frontier) -> None:
         for entry in entries:

@@ -20,6 +20,8 @@ from kms.store.port import (
     LogEntry,
     LogHead,
     Outcome,
+    counted,
+    pack_count,
 )
 
 
@@ -60,11 +62,14 @@ class MemoryStore:
         stale = tuple(check.key for check in change.checks if self._version_of(check.key) != check.version)
         if stale:
             return Conflict(stale)
+        counts = counted(change.counts, self._value_of)
+        if isinstance(counts, tuple):
+            return Conflict(counts)
         self._version += 1
         for key in change.deletes:
             self._records.pop(key, None)
             self._changes.append(Change(key, self._version, deleted=True))
-        for key, value in change.puts:
+        for key, value in (*change.puts, *((key, pack_count(count)) for key, count in counts.items())):
             self._records[key] = Item(key, value, self._version)
             self._changes.append(Change(key, self._version, deleted=False))
         for entry in change.entries:
@@ -77,6 +82,10 @@ class MemoryStore:
     def _version_of(self, key: bytes) -> int:
         item = self._records.get(key)
         return item.version if item else 0
+
+    def _value_of(self, key: bytes) -> bytes | None:
+        item = self._records.get(key)
+        return item.value if item else None
 
     async def resolve(self, op_id: bytes) -> Committed | None:
         return self._operations.get(op_id)

@@ -7,6 +7,9 @@
 - **A commit is atomic and durable before it returns**: checks, puts, deletes and log entries, all or none. ``op_id``
   makes it safe to repeat: the same id again answers the first outcome and applies nothing. An id is taken by the
   commit that was applied, not by a conflict, and kept until limits.OPERATIONS_KEPT newer ones came.
+- **Counts** are moved by the store itself, so that commits of many processes needn't race for one record: what two of
+  them add is never lost, and of those that would go over a bound exactly as many are applied as fit. A counter is a
+  record like others to read, check and watch; no commit both counts and puts or deletes the same key.
 - **The log**: ``entries`` get dense sequence numbers from 0 in commit order and are the leaves of a Merkle tree (RFC
   6962; keypeer.wire.tlog). The log belongs to the store because state and audit entry are one commit, and because only
   the store can number entries densely across processes. The hashes of its tiles are kept, so that the root at any size
@@ -23,9 +26,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+COUNT_BYTES = 8  # big-endian
+COUNT_MAX = 2**63 - 1
 
 
 class Item(NamedTuple):
@@ -42,6 +48,28 @@ class LogEntry(NamedTuple):
     sequence: int
     entry: bytes
     leaf: bytes
+
+
+def pack_count(number: int) -> bytes:
+    """A counter's value."""
+    return number.to_bytes(COUNT_BYTES, "big")
+
+
+def read_count(value: bytes | None) -> int:
+    """The number that a counter's value says; what is no counter's value is read as far as it goes."""
+    return 0 if value is None else min(int.from_bytes(value[:COUNT_BYTES], "big"), COUNT_MAX)
+
+
+def counted(counts: Sequence[Count], values: Callable[[bytes], bytes | None]) -> dict[bytes, int] | tuple[bytes, ...]:
+    """The new numbers by key, or the keys whose numbers would be above their bounds. ``values`` reads a record."""
+    found: dict[bytes, int] = {}
+    over: dict[bytes, None] = {}
+    for count in counts:
+        before = found[count.key] if count.key in found else read_count(values(count.key))
+        found[count.key] = min(max(before + count.by, 0), COUNT_MAX)
+        if count.by > 0 and found[count.key] > count.most:
+            over[count.key] = None
+    return tuple(over) or found
 
 
 class LogHead(NamedTuple):
@@ -68,14 +96,25 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Count:
+    """That the number under ``key`` moves by ``by``: u64 big-endian, 0 where there is none, never below 0. A commit
+    that would raise it above ``most`` is a conflict."""
+
+    key: bytes
+    by: int
+    most: int = COUNT_MAX
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
-    """One atomic change. Checks come first, then deletes, then puts."""
+    """One atomic change. Checks come first, then deletes, then puts, then counts."""
 
     checks: Sequence[Check] = ()
     puts: Sequence[tuple[bytes, bytes]] = ()
     deletes: Sequence[bytes] = ()
     entries: Sequence[bytes] = ()
     op_id: bytes | None = None
+    counts: Sequence[Count] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +127,7 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Not applied: these keys weren't as checked."""
+    """Not applied: these keys weren't as checked, or would count too many."""
 
     keys: tuple[bytes, ...]
 

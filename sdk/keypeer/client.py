@@ -174,6 +174,21 @@ class AsyncClient(Transport):
         query = {"vm": vm, "host": host}
         return await self.call("GET", "/v1/explanations", m.Explanation, query=query, repeat=True)
 
+    # ── quotas ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def put_quota(self, kind: m.OwnerKind, name: str, max_keys: int | None) -> m.QuotaView:
+        """How many VM keys a tenant or an operator may have; None: any number (officer)."""
+        body = m.PutQuota(max_keys=max_keys)
+        return await self.call("PUT", f"/v1/quotas/{kind}/{_name(name)}", m.QuotaView, body, repeat=True)
+
+    async def quota(self, kind: m.OwnerKind, name: str) -> m.QuotaView:
+        """Quota and keys of one."""
+        return await self.call("GET", f"/v1/quotas/{kind}/{_name(name)}", m.QuotaView, repeat=True)
+
+    async def quotas(self, kind: m.OwnerKind, after: str = "", limit: int = PAGE_DEFAULT) -> m.QuotaPage:
+        """A page of those with a quota or with keys."""
+        return await self._page(f"/v1/quotas/{kind}", m.QuotaPage, after, limit)
+
     # ── VMs, audit, health ─────────────────────────────────────────────────────────────────────────────────────
 
     async def create_vm(self, request: m.CreateVm) -> m.VmView:

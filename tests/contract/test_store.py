@@ -11,7 +11,20 @@ import pytest
 from keypeer.wire.tlog.merkle import EMPTY_ROOT, fold, leaf_hash, runs
 from kms import limits
 from kms.errors import BadRequest, Unavailable
-from kms.store.port import Change, Check, Commit, Committed, Conflict, Item, LogHead, Store
+from kms.store.port import (
+    COUNT_MAX,
+    Change,
+    Check,
+    Commit,
+    Committed,
+    Conflict,
+    Count,
+    Item,
+    LogHead,
+    Store,
+    pack_count,
+    read_count,
+)
 from tests.support.stores import BACKENDS, assert_log_holds, code_of, committed, put
 
 TELL_S = 5  # seconds; a change is told within 0.05 s on an idle machine
@@ -145,6 +158,57 @@ class TestCommit:
     async def test_an_empty_commit_still_takes_a_version(self, store: Store) -> None:
         first = committed(await store.commit(Commit()))
         assert committed(await store.commit(Commit())).version > first.version
+
+
+async def count_of(store: Store, key: bytes) -> int:
+    item = await store.get(key)
+    return read_count(item.value if item else None)
+
+
+class TestCounts:
+    @pytest.mark.parametrize(
+        ("moves", "outcome"),
+        [
+            ([Count(b"n", 3)], 3),
+            ([Count(b"n", 3), Count(b"n", 4)], 7),
+            ([Count(b"n", -3)], 0),
+            ([Count(b"n", 5), Count(b"n", -2)], 3),
+            ([Count(b"n", 10, most=10)], 10),
+            ([Count(b"n", COUNT_MAX), Count(b"n", -1)], COUNT_MAX - 1),
+        ],
+    )
+    async def test_a_counter_moves_with_its_commit(self, store: Store, moves: list[Count], outcome: int) -> None:
+        done = committed(await store.commit(Commit(puts=[(b"a", b"1")], entries=[b"e"], counts=moves)))
+        item = await store.get(b"n")
+        assert item == Item(b"n", pack_count(outcome), done.version)
+
+    async def test_over_the_bound_nothing_is_applied(self, store: Store) -> None:
+        await store.commit(Commit(counts=[Count(b"n", 7)]))
+        over = Commit(puts=[(b"a", b"1")], entries=[b"e"], counts=[Count(b"m", 1), Count(b"n", 4, most=10)])
+        assert await store.commit(over) == Conflict((b"n",))
+        assert await store.get_many([b"a", b"m"]) == [None, None]
+        assert (await count_of(store, b"n"), (await store.log_head()).size) == (7, 0)
+
+    async def test_a_bound_that_is_passed_already_stops_nobody_from_going_down(self, store: Store) -> None:
+        await store.commit(Commit(counts=[Count(b"n", 7)]))
+        committed(await store.commit(Commit(counts=[Count(b"n", -1, most=3)])))
+        assert await count_of(store, b"n") == 6
+
+    async def test_what_many_add_at_once_is_never_lost_and_no_bound_is_passed(self, store: Store) -> None:
+        outcomes = await asyncio.gather(*(store.commit(Commit(counts=[Count(b"n", 1, most=30)])) for _ in range(50)))
+        assert sum(isinstance(outcome, Committed) for outcome in outcomes) == 30
+        assert await count_of(store, b"n") == 30
+
+    @pytest.mark.parametrize("value", [b"", b"\x05", b"\xff" * 8, b"\xff" * 100])
+    async def test_a_value_that_is_no_counter_s_is_moved_all_the_same(self, store: Store, value: bytes) -> None:
+        await put(store, (b"n", value))
+        committed(await store.commit(Commit(counts=[Count(b"n", 1)])))
+        assert await count_of(store, b"n") == min(read_count(value) + 1, COUNT_MAX)
+
+    async def test_a_watch_hears_of_it(self, store: Store) -> None:
+        watch = store.watch(b"n")
+        version = committed(await store.commit(Commit(counts=[Count(b"n", 1)]))).version
+        assert await told(watch, 1) == [Change(b"n", version, deleted=False)]
 
 
 class TestOperationIds:

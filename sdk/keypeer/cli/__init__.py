@@ -21,8 +21,10 @@ _NOUNS = {
     "completion": "keypeer.cli.completion",
     "geo-tag": "keypeer.cli.geo_tag",
     "host": "keypeer.cli.host",
+    "operator": "keypeer.cli.tenant",
     "policy": "keypeer.cli.policy",
     "runtime": "keypeer.cli.runtime",
+    "tenant": "keypeer.cli.tenant",
     "vm": "keypeer.cli.vm",
 }
 _GROUP = "keypeer.commands"

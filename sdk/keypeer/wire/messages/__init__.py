@@ -97,6 +97,7 @@ from keypeer.wire.messages.policies import (
     TpmRule,
     VmRule,
 )
+from keypeer.wire.messages.quotas import OwnerKind, PutQuota, QuotaPage, QuotaView
 from keypeer.wire.messages.service import (
     AuditPage,
     AuditView,
@@ -164,6 +165,7 @@ __all__ = [
     "LogKeys",
     "LogPositions",
     "OldVersionView",
+    "OwnerKind",
     "PlatformRule",
     "PolicyDocument",
     "PolicyPage",
@@ -171,6 +173,9 @@ __all__ = [
     "Problem",
     "Purpose",
     "PutBaseline",
+    "PutQuota",
+    "QuotaPage",
+    "QuotaView",
     "Readiness",
     "ReasonView",
     "RecordBaseline",
