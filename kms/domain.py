@@ -368,3 +368,19 @@ class Refusal(Record, frozen=True):
 
     at: int
     reasons: tuple[tuple[str, str, str, str], ...]
+
+
+# ── background and rotation of the HSM's keys ──────────────────────────────────────────────────────────────────
+
+HEARTBEAT = "background"
+
+
+class JobNote(Record, frozen=True):
+    """How a background job fares: failures in a row since when, and the last one's code; 0: it works."""
+
+    job: str
+    failures: int = 0
+    code: str = ""
+    detail: str = ""
+    since: int = 0
+    at: int = 0

@@ -160,3 +160,12 @@ DUE_RETRY_S = 3600  # seconds until a key is looked at again that couldn't be se
 ROTATION_PAGE = 256  # VMs that one step of a rotation looks at; one HSM frame
 ROTATIONS_AT_ONCE = 16  # rotations of many keys that run at the same time
 DUE_TOGETHER = 64  # keys settled at the same time, so that their commits share an fsync
+
+# ── background ─────────────────────────────────────────────────────────────────────────────────────────────────
+BACKGROUND_NICE = 5  # nice value of the background process' own thread; a third of a web worker's share (sched(7))
+BACKGROUND_LOCK_RETRY_S = 1.0  # seconds between attempts to become the one that works
+HEARTBEAT_S = 20.0  # seconds between signs of life of the background process
+HEARTBEAT_MISSED_S = 90  # seconds without one after which /readyz tells
+JOB_DELAY_MAX_S = 60.0  # seconds that a failing job waits at most before it is tried again
+JOB_FAILURES_SHOWN = 3  # failures in a row from which on /readyz tells; fewer are a worker that was replaced
+JOB_DETAIL_CHARS_MAX = 500  # characters of what went wrong

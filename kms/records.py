@@ -88,6 +88,9 @@ OLD_PREFIX = b"vm-old/"  # versions before, by VM and version
 TOMBSTONES = Kind("vm-gone", domain.Tombstone)  # by VM
 VM_ROTATIONS = Kind("vm-rotation", domain.VmRotation)  # by rotation
 
+# Background and rotation of the HSM's keys
+JOB_NOTES = Kind("job", domain.JobNote, sealed=False)  # by job; for people to read
+
 
 def vm_key(vm: str) -> bytes:
     """The store key of a VM's key record."""

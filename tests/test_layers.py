@@ -46,6 +46,7 @@ FLOORS = {
     "kms.hardening": 5,
     "kms.logs": 5,
     "kms.app": 5.5,
+    "kms.background": 5.5,
     "kms.supervisor": 5.5,
     "kms.__main__": 7,
 }
