@@ -23,6 +23,7 @@ from kms import limits
 from kms.app import open_context
 from kms.domain import HEARTBEAT, JobNote
 from kms.errors import KeypeerError
+from kms.flows import rotation_rounds, rotation_starts
 from kms.flows.context import Context
 from kms.records import JOB_NOTES
 from kms.settings import Home
@@ -45,7 +46,11 @@ async def beat(ctx: Context) -> None:
     await _note(ctx, JobNote(HEARTBEAT, at=ctx.now()))
 
 
-JOBS: tuple[Job, ...] = (Job(HEARTBEAT, limits.HEARTBEAT_S, beat),)
+JOBS: tuple[Job, ...] = (
+    Job(HEARTBEAT, limits.HEARTBEAT_S, beat),
+    Job("rotation-start", limits.ROTATION_STEP_S, rotation_starts.step),
+    Job("rotation", limits.ROTATION_STEP_S, rotation_rounds.step),
+)
 
 
 async def serve(home: Home, jobs: Sequence[Job] = JOBS) -> None:

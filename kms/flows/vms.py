@@ -16,7 +16,7 @@ from kms.custody.port import ImportKey, KeyRecord, NewKey, OperationError
 from kms.domain import KeyAttributes, pack_attributes
 from kms.errors import BadRequest, KeypeerError, Unavailable
 from kms.flows.context import Caller, Context, unknown_vm
-from kms.records import LEASES, OLD_PREFIX, POLICIES, TOMBSTONES, decode_vm, vm_key
+from kms.records import LEASES, OLD_PREFIX, POLICIES, TOMBSTONES, decode_vm, keys_in_use, vm_key
 from kms.store.port import Check
 from kms.views import tombstone_view, vm_view
 from kms.vm_records import amend, made, open_vm, put_changed, put_new
@@ -97,7 +97,8 @@ async def _admit(ctx: Context, requests: Sequence[CreateVm]) -> list[Check]:
     for request in requests:
         _refuse_date(request, ctx.now())
     await _refuse_existing(ctx, [request.vm for request in requests])
-    return checks
+    _, fence = await keys_in_use(ctx.records)
+    return [*checks, fence]
 
 
 def _refuse_date(request: CreateVm, now: int) -> None:
@@ -136,7 +137,12 @@ async def _keep(ctx: Context, checks: Sequence[Check], records: Sequence[KeyReco
     )
     if not kept:
         await _refuse_existing(ctx, [record.vm for record in records])
-        raise BadRequest("policy.changed", "a policy changed meanwhile", hint="try again", status=HTTPStatus.CONFLICT)
+        raise BadRequest(
+            "policy.changed",
+            "a policy changed meanwhile, or the version of the HSM's keys that is in use",
+            hint="try again",
+            status=HTTPStatus.CONFLICT,
+        )
 
 
 async def _policy_checks(ctx: Context, names: set[str]) -> list[Check]:

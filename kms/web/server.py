@@ -17,7 +17,7 @@ from keypeer.wire.messages import Readiness
 from kms import limits
 from kms.errors import BadRequest, KeypeerError
 from kms.flows.context import Context
-from kms.web import attestations, audit, enrolments, health, hosts, policies, vms
+from kms.web import attestations, audit, enrolments, health, hosts, policies, rotations, vms
 from kms.web.identity import identify
 from kms.web.metrics import Metrics
 from kms.web.openapi import document
@@ -30,6 +30,7 @@ ROUTES: tuple[Route, ...] = (
     *hosts.ROUTES,
     *policies.ROUTES,
     *vms.ROUTES,
+    *rotations.ROUTES,
     *audit.ROUTES,
     *health.ROUTES,
 )

@@ -21,6 +21,8 @@ _NOUNS = {
     "completion": "keypeer.cli.completion",
     "geo-tag": "keypeer.cli.geo_tag",
     "host": "keypeer.cli.host",
+    "kek": "keypeer.cli.kek",
+    "keys": "keypeer.cli.keys",
     "policy": "keypeer.cli.policy",
     "runtime": "keypeer.cli.runtime",
     "vm": "keypeer.cli.vm",

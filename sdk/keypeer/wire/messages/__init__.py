@@ -97,6 +97,7 @@ from keypeer.wire.messages.policies import (
     TpmRule,
     VmRule,
 )
+from keypeer.wire.messages.rotation import DestroyedVersion, KeyPage, KeyView, RotationView
 from keypeer.wire.messages.service import AuditPage, AuditView, HealthCheck, Readiness
 
 __all__ = [
@@ -124,6 +125,7 @@ __all__ = [
     "CreatedVms",
     "DeactivateVm",
     "DestroyVm",
+    "DestroyedVersion",
     "DifferenceView",
     "Differences",
     "EnrolChallenge",
@@ -149,6 +151,8 @@ __all__ = [
     "IssueGeoTag",
     "Jwk",
     "JwkSet",
+    "KeyPage",
+    "KeyView",
     "LaunchLog",
     "LeaseView",
     "LogPositions",
@@ -169,6 +173,7 @@ __all__ = [
     "RevokeHost",
     "RotateVm",
     "RotateVms",
+    "RotationView",
     "RuntimePolicyPage",
     "RuntimePolicySummary",
     "RuntimePolicyView",
