@@ -185,3 +185,27 @@ WITNESS_FRESH_S = 120  # seconds for which a cosignature counts as the witness' 
 AUDIT_SCAN_MAX = 20_000  # entries that one search call looks at, some 10 ms of work a thousand
 AUDIT_TEXT_CHARS_MAX = 256  # characters of a text that is searched for; names have 63, codes some 30
 UNIX_TIME_MAX = 10**12  # seconds; the year 33,658
+
+# ── background ─────────────────────────────────────────────────────────────────────────────────────────────────
+BACKGROUND_NICE = 5  # nice value of the background process' own thread; a third of a web worker's share (sched(7))
+BACKGROUND_LOCK_RETRY_S = 1.0  # seconds between attempts to become the one that works
+HEARTBEAT_S = 20.0  # seconds between signs of life of the background process
+HEARTBEAT_MISSED_S = 90  # seconds without one after which /readyz tells
+JOB_DELAY_MAX_S = 60.0  # seconds that a failing job waits at most before it is tried again
+JOB_FAILURES_SHOWN = 3  # failures in a row from which on /readyz tells; fewer are a worker that was replaced
+JOB_DETAIL_CHARS_MAX = 500  # characters of what went wrong
+
+# ── rotation of the HSM's keys ─────────────────────────────────────────────────────────────────────────────────
+ROTATION_PAGE = 1000  # records a commit while nobody else commits; SCAN_MAX, some 5 ms of the write lock
+ROTATION_PAGE_BESIDE = 64  # records a commit beside others; under 1 ms of the write lock, a quarter of an HSM frame
+ROTATION_AHEAD = 3  # pages in the HSM while one is committed, so that its workers never wait for the disk
+ROTATION_SCANNED = 20  # pages without a record to move before the cursor is kept
+ROTATION_QUIET_COMMITS_S = 20.0  # others' commits a second below which nobody is in the way
+ROTATION_QUIET_S = 1.0  # seconds without them until full pages are taken again
+ROTATION_REST = 2.0  # times what a page took, to rest beside others: a third of the time is worked
+ROTATION_REST_MAX_S = 0.5  # seconds
+ROTATION_RATE_S = 5.0  # seconds over which the rate is told
+ROTATION_FAILURES_SHOWN = 100  # records that couldn't be moved, told by name; all are counted
+ROTATION_STEP_S = 1.0  # seconds between looks for a rotation to do
+KEY_USERS_SHOWN = 10  # records or hosts that need an old version, told by name; all are counted
+HSM_DESCRIBE_S = 30.0  # seconds for a worker to look its token over; it answers what waits first

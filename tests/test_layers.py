@@ -41,6 +41,7 @@ FLOORS = {
     "kms.vm_filter": 2.7,
     "kms.quotas": 2.7,
     "kms.known": 2.7,
+    "kms.movers": 2.9,
     "kms.flows": 3,
     "kms.custody": 4,
     "kms.store": 4,
@@ -51,6 +52,7 @@ FLOORS = {
     "kms.hardening": 5,
     "kms.logs": 5,
     "kms.app": 5.5,
+    "kms.background": 5.5,
     "kms.supervisor": 5.5,
     "kms.__main__": 7,
 }

@@ -10,12 +10,13 @@ from keypeer.wire.encoding import b64decode, b64encode
 from keypeer.wire.messages import AttestRequest, AttestResult, SessionGrant
 from kms import limits, nonces
 from kms.audit.record import flat
-from kms.custody.port import OpenSession
+from kms.custody.port import OpenSession, SessionRecord
 from kms.domain import (
     NO_IMA,
     NO_LAUNCHES,
     AttestationSession,
     GeoFacts,
+    KeysInUse,
     OutstandingNonces,
     Refusal,
 )
@@ -32,11 +33,13 @@ from kms.records import (
     NONCES,
     REFUSALS,
     SESSIONS,
+    keys_in_use,
 )
 from kms.views import appraisal_view, log_positions
 
 _ACTION = "host.attest"
 _encode = msgspec.msgpack.Encoder().encode
+_session_record = msgspec.msgpack.Decoder(SessionRecord)
 
 
 async def attest(ctx: Context, caller: Caller, request: AttestRequest) -> AttestResult:
@@ -156,7 +159,9 @@ async def _grant(
     request: AttestRequest,
 ) -> AttestResult | None:
     now = ctx.now()
-    session = await _session(ctx, caller, state.session.value if state.session else None, verdict, now)
+    in_use, fence = await keys_in_use(ctx.records)
+    known = state.session.value if state.session else None
+    session = await _session(ctx, caller, None if known is None or _outlived(known, in_use) else known, verdict, now)
     nonce = ctx.random(limits.NONCE_BYTES)
     records = [NONCES.put(caller.name, nonces.issue(left, nonce, now)), SESSIONS.put(caller.name, session)]
     kept = state.kept_evidence(verdict.proven, now)
@@ -180,7 +185,7 @@ async def _grant(
         },
     )
     deletes = [REFUSALS.key(caller.name)]
-    if not await ctx.try_commit(checks=state.checks(), puts=puts, deletes=deletes, entries=[entry]):
+    if not await ctx.try_commit(checks=[*state.checks(), fence], puts=puts, deletes=deletes, entries=[entry]):
         return None
     return AttestResult(
         appraisal=appraisal_view(facts),
@@ -240,6 +245,14 @@ async def _session(
         ima=verdict.runtime.ima,
         runtime=verdict.runtime.positions,
     )
+
+
+def _outlived(session: AttestationSession, in_use: KeysInUse) -> bool:
+    """Whether the session's keys are under a version of the HSM's keys that was replaced: its next attestation opens a
+    new one, so that none is left in the end."""
+    record = _session_record.decode(session.custody)
+    versions = in_use.versions
+    return record.kek < versions.get("kek", 0) or record.mac_key < versions.get("record-mac", 0)
 
 
 def _expiry(geo: GeoFacts | None, now: int) -> int:

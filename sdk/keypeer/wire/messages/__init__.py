@@ -98,6 +98,7 @@ from keypeer.wire.messages.policies import (
     VmRule,
 )
 from keypeer.wire.messages.quotas import OwnerKind, PutQuota, QuotaPage, QuotaView
+from keypeer.wire.messages.rotation import DestroyedVersion, KeyPage, KeyView, RotationView
 from keypeer.wire.messages.service import (
     AuditPage,
     AuditView,
@@ -134,6 +135,7 @@ __all__ = [
     "CreatedVms",
     "DeactivateVm",
     "DestroyVm",
+    "DestroyedVersion",
     "DifferenceView",
     "Differences",
     "EnrolChallenge",
@@ -160,6 +162,8 @@ __all__ = [
     "IssueGeoTag",
     "Jwk",
     "JwkSet",
+    "KeyPage",
+    "KeyView",
     "LaunchLog",
     "LeaseView",
     "LogKeys",
@@ -185,6 +189,7 @@ __all__ = [
     "RevokeHost",
     "RotateVm",
     "RotateVms",
+    "RotationView",
     "RuntimePolicyPage",
     "RuntimePolicySummary",
     "RuntimePolicyView",
