@@ -11,7 +11,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from pkcs11 import Mechanism as Number
 
-from hsm_adapter import canonical, limits, mechanisms
+from hsm_adapter import anchor, canonical, limits, mechanisms
 from hsm_adapter import protocol as p
 from hsm_adapter.errors import BadRequest, HsmError, RecordTampered
 from hsm_adapter.mechanisms import RFC5649_OVERHEAD, Capabilities
@@ -39,6 +39,8 @@ class Operations:
             p.Describe: self.describe,
             p.Amend: self.amend,
             p.ImportKey: self.import_key,
+            p.ReadAnchor: self.read_anchor,
+            p.WriteAnchor: self.write_anchor,
         }
 
     def run(self, operation: p.Operation) -> p.Result:
@@ -218,6 +220,15 @@ class Operations:
             mac_key_versions=tuple(keys.macs),
             public_keys=keys.public_keys,
         )
+
+    def read_anchor(self, _: p.ReadAnchor) -> p.Anchor:
+        """Read anew each time: another worker may have written it."""
+        return anchor.read_anchor(self._token.session)
+
+    def write_anchor(self, operation: p.WriteAnchor) -> p.Anchor:
+        """See anchor.py."""
+        with self._token.writable() as session:
+            return anchor.write_anchor(session, p.Anchor(operation.size, operation.root), force=operation.force)
 
     # ── helpers ────────────────────────────────────────────────────────────────────────────────────────────────
 

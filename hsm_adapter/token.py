@@ -6,8 +6,8 @@ python-pkcs11 opens, logs in and searches; the handles it finds serve both its o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pkcs11
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -99,6 +99,18 @@ class Token:
         if self.keys.importing is None:
             raise Unusable("hsm.key_missing", "the token has no keypeer/import; run the provisioning")
         return self.keys.importing
+
+    @contextmanager
+    def writable(self) -> Iterator[pkcs11.Session]:
+        """A session that may change the token; the login is the process's. What it made or destroyed is known after."""
+        with translated("C_OpenSession"):
+            session = self.info.open(rw=True)
+        try:
+            yield session
+        finally:
+            with translated("C_CloseSession"):
+                session.close()
+            self.refresh()
 
     def close(self) -> None:
         """Log out and close; every handle is dead after it."""
