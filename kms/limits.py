@@ -182,3 +182,10 @@ WITNESS_ANSWER_BYTES_MAX = 16 * 1024  # bytes; a cosignature has some 150
 WITNESS_BACKOFF_MAX_S = 60  # seconds between attempts at a witness that failed; doubles from 1
 WITNESS_FRESH_S = 120  # seconds for which a cosignature counts as the witness' watching
 AUDIT_SCAN_MAX = 20_000  # entries that one search call looks at, some 10 ms of work a thousand
+
+# ── signing keys ───────────────────────────────────────────────────────────────────────────────────────────────
+SIGNING_VERSIONS_MAX = 64  # versions listed of one key, destroyed ones included; some 200 bytes each
+SIGNING_LOST_MAX = 8  # versions made by attempts that ended before their commit, in a row
+AUDIT_OVERLAP_S = 30 * 86400  # seconds in which checkpoints carry the signature of the key before, too
+KEY_USERS_SHOWN = 10  # hosts that need an old version, told by name; all are counted
+SIGNING_CLAIM_S = 60  # seconds; an HSM operation is given up after 4 attempts of 5 s and as long a wait for a worker

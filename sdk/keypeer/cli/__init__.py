@@ -24,6 +24,7 @@ _NOUNS = {
     "operator": "keypeer.cli.tenant",
     "policy": "keypeer.cli.policy",
     "runtime": "keypeer.cli.runtime",
+    "signing-key": "keypeer.cli.signing_key",
     "tenant": "keypeer.cli.tenant",
     "vm": "keypeer.cli.vm",
 }
