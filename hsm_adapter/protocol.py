@@ -83,13 +83,15 @@ class CreateKey(Struct, frozen=True, array_like=True, tag=True):
 
 
 class OpenSession(Struct, frozen=True, array_like=True, tag=True):
-    """Make a session's keys for the host whose binding key has this RSA-2048 public part → :class:`OpenedSession`."""
+    """Make a session's keys for the host whose binding key has this RSA-2048 public part → :class:`OpenedSession`.
+    ``signed_by``: the version of the session key pair that signs the grant, 0: the newest."""
 
     session: SessionId
     host: Name
     binding_name: BindingName
     modulus: Modulus
     exponent: U32
+    signed_by: Annotated[int, Meta(ge=0, le=limits.KEY_VERSION_MAX)] = 0
 
 
 class Rewrap(Struct, frozen=True, array_like=True, tag=True):
@@ -293,11 +295,14 @@ class Description(Struct, frozen=True, array_like=True, tag=True):
 
 class MadeVersion(Struct, frozen=True, array_like=True, tag=True):
     """``made``: False when it was there. ``backup``: the key for break-glass, wrapped to the token's recovery key; b""
-    when the token has none, or the key was there already. ``public_key``: SubjectPublicKeyInfo DER of a key pair."""
+    when the token has none, or the key was there already. ``public_key``: SubjectPublicKeyInfo DER of a key pair.
+    ``endorsement`` of ``session``: the version before signs the new one (canonical.session_key_bytes), DER; b"" where
+    there is none before."""
 
     made: bool
     backup: bytes
     public_key: bytes
+    endorsement: bytes = b""
 
 
 class Destroyed(Struct, frozen=True, array_like=True, tag=True):

@@ -73,8 +73,8 @@ def create_keys(module: str, label: str, pin: Pin) -> tuple[str, ...]:
                 create(session, f"{prefix}1")
                 made.append(f"{prefix}1")
         for name, key_label in SIGNING_LABELS.items():
-            if key_label not in _labels(session, ObjectClass.PRIVATE_KEY, key_label):
-                _create_signing(session, name, key_label)
+            if not _labels(session, ObjectClass.PRIVATE_KEY, key_label):
+                create_signing(session, name, key_label)
                 made.append(key_label)
         if IMPORT_LABEL not in _labels(session, ObjectClass.PRIVATE_KEY, IMPORT_LABEL):
             _create_import(session)
@@ -125,7 +125,8 @@ def _create_mac(session: pkcs11.Session, label: str) -> None:
         session.generate_key(KeyType.GENERIC_SECRET, 256, label=label, store=True, template=use)
 
 
-def _create_signing(session: pkcs11.Session, name: str, label: str) -> None:
+def create_signing(session: pkcs11.Session, name: str, label: str) -> None:
+    """A key pair for ``name``: Ed25519 for audit, else P-256."""
     if name != "audit":
         _create_pair(session, KeyType.EC, Mechanism.EC_KEY_PAIR_GEN, _P256_PARAMS, label)
         return

@@ -14,10 +14,11 @@ from keypeer.wire.profile import GEO_NV_INDEX
 from kms import limits
 from kms.audit.record import AuditRecord, Outcome, decode_record, encode_record, flat, refused_for
 from kms.custody.port import Custody
-from kms.domain import EnrolledHost, Role
+from kms.domain import EnrolledHost, Role, SigningName
 from kms.errors import KeypeerError, NotFound, Refused, Unavailable
 from kms.evidence.ek import VendorCas
 from kms.records import HOSTS, Loaded, Records, RuntimePolicies
+from kms.signing_keys import SigningKey, load_signing_key
 from kms.store.port import Check, Commit, Committed, Conflict, Count, Store
 from kms.witness.port import Witness, WitnessClient
 
@@ -48,7 +49,6 @@ class LogProfile:
     must be watching for the service to be ready."""
 
     origin: str
-    keys: Mapping[int, bytes]
     client: WitnessClient
     witnesses: tuple[Witness, ...] = ()
     required: int = 0
@@ -93,12 +93,14 @@ class Context:
     profile: AttestationProfile
     vendor_cas: VendorCas
     ca: bytes
-    geo_key: bytes
-    session_key: bytes
-    appraisal_key: bytes
+    first_keys: Mapping[str, bytes]  # version 1 of each signing key (kms.signing_keys)
     log: LogProfile
     unproven: UnprovenBudget = field(default_factory=UnprovenBudget)
     rider: Rider | None = None
+
+    async def signing_key(self, name: SigningName) -> SigningKey:
+        """A signing key's versions, freshly read."""
+        return await load_signing_key(self.records, self.first_keys, name)
 
     def now(self) -> int:
         """The time, in whole Unix seconds."""

@@ -17,7 +17,7 @@ from keypeer.wire.messages import Readiness
 from kms import limits
 from kms.errors import BadRequest, KeypeerError, Throttled
 from kms.flows.context import Context
-from kms.web import attestations, audit, enrolments, health, hosts, log, policies, quotas, rotations, vms
+from kms.web import attestations, audit, enrolments, health, hosts, log, policies, quotas, rotations, signing_keys, vms
 from kms.web.identity import identify, known_identity
 from kms.web.limiter import Limiter
 from kms.web.metrics import Metrics
@@ -33,6 +33,7 @@ ROUTES: tuple[Route, ...] = (
     *vms.ROUTES,
     *quotas.ROUTES,
     *rotations.ROUTES,
+    *signing_keys.ROUTES,
     *audit.ROUTES,
     *log.ROUTES,
     *health.ROUTES,

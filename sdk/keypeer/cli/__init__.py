@@ -26,6 +26,7 @@ _NOUNS = {
     "keys": "keypeer.cli.keys",
     "policy": "keypeer.cli.policy",
     "runtime": "keypeer.cli.runtime",
+    "signing-key": "keypeer.cli.signing_key",
     "tenant": "keypeer.cli.tenant",
     "vm": "keypeer.cli.vm",
 }

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import lmdb
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keypeer.wire.tlog.checkpoint import Checkpoint, open_checkpoint
 from keypeer.wire.tlog.merkle import fold
 from keypeer.wire.tlog.note import VerifierKey, parse_note
 from kms import limits
 from kms.errors import NotFound, Unavailable
-from kms.flows import checkpoints, health
-from kms.flows.context import Context
+from kms.flows import checkpoints, health, signing_keys
+from kms.flows.context import Caller, Context
 from kms.records import CHECKPOINTS
 from kms.store.lmdb import LmdbStore
 from kms.store.port import Commit
@@ -90,18 +92,23 @@ async def test_the_name_is_fixed_at_its_first_use(ctx: Context) -> None:
 async def test_after_a_rotation_the_newest_key_signs_and_all_verify(ctx: Context) -> None:
     first = await signed(ctx)
     (newest,) = await log_keys(ctx)
-    rotated = replace(ctx, log=replace(ctx.log, keys={-1: bytes(32), **ctx.log.keys}))
-    older = await log_keys(rotated)
-    assert (older[0], len(older)) == (newest, 2)
-    assert await signed(rotated) == first
-    await grow(rotated)
-    clock_of(ctx).now += limits.CHECKPOINT_INTERVAL_S
-    note = parse_note((await checkpoints.current(rotated)).encode())
-    assert [signature.key_id for signature in note.signatures] == [newest.key_id]
+    size = (await ctx.store.log_head()).size
+    await signing_keys.rotate(ctx, Caller("officer", "anna", b"", b""), "audit")
+    keys = await log_keys(ctx)
+    assert (keys[1], len(keys)) == (newest, 2)
+    assert (await signed(ctx)).size == size + 1 == first.size + 1  # the entry that tells of the rotation
+    note = parse_note((await checkpoints.current(ctx)).encode())
+    assert [signature.key_id for signature in note.signatures] == [key.key_id for key in keys]
+    await grow(ctx)
+    clock_of(ctx).now += limits.AUDIT_OVERLAP_S
+    note = parse_note((await checkpoints.current(ctx)).encode())
+    assert [signature.key_id for signature in note.signatures] == [keys[0].key_id]
 
 
 async def test_another_key_in_the_token_is_noticed(ctx: Context) -> None:
-    replaced = replace(ctx, log=replace(ctx.log, keys={0: bytes(range(32))}))
+    other = Ed25519PrivateKey.generate().public_key()
+    spki = other.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    replaced = replace(ctx, first_keys={**ctx.first_keys, "audit": spki})
     with pytest.raises(Unavailable) as caught:
         await signed(replaced)
     assert caught.value.code == "hsm.sign"

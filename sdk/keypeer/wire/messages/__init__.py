@@ -23,6 +23,7 @@ from keypeer.wire.messages.attestation import (
     Purpose,
     RuntimeView,
     SessionGrant,
+    SessionKeyLink,
     SignedAttest,
     SignedGeoTag,
 )
@@ -108,6 +109,7 @@ from keypeer.wire.messages.service import (
     LogKeys,
     Readiness,
 )
+from keypeer.wire.messages.signing import RetireVersion, SigningKeyPage, SigningKeyView, SigningVersionView
 
 __all__ = [
     "BATCH_MAX",
@@ -186,6 +188,7 @@ __all__ = [
     "Release",
     "ReleaseRequest",
     "Request",
+    "RetireVersion",
     "RevokeHost",
     "RotateVm",
     "RotateVms",
@@ -196,10 +199,14 @@ __all__ = [
     "RuntimeRule",
     "RuntimeView",
     "SessionGrant",
+    "SessionKeyLink",
     "SetLabels",
     "SetTenant",
     "SignedAttest",
     "SignedGeoTag",
+    "SigningKeyPage",
+    "SigningKeyView",
+    "SigningVersionView",
     "TpmRule",
     "VmAct",
     "VmPage",
