@@ -251,9 +251,14 @@ class HsmClient:
         self._queue.extend(jobs)
         self.pump()
         results = []
-        for job in jobs:
-            result = await job.future
-            results.append(await self._elsewhere(job, result))
+        try:
+            for job in jobs:
+                result = await job.future
+                results.append(await self._elsewhere(job, result))
+        except asyncio.CancelledError:  # nobody waits for what wasn't sent yet
+            given_up = set(map(id, jobs))
+            self._queue = deque(job for job in self._queue if id(job) not in given_up)
+            raise
         return results
 
     async def _elsewhere(self, job: _Job, result: Result) -> Result:
