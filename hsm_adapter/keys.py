@@ -80,7 +80,7 @@ def find_keys(session: pkcs11.Session, working: Callable[[pkcs11.Object], int]) 
                 for name, label in SIGNING_LABELS.items()
             },
             signing_public={
-                name: {version: _spki(key) for version, key in _signing_versions(publics, label).items()}
+                name: {version: public_spki(key) for version, key in _signing_versions(publics, label).items()}
                 for name, label in SIGNING_LABELS.items()
             },
             kek_check_values={version: _check_value(key) for version, key in keks.items()},
@@ -131,9 +131,12 @@ def _versions(labelled: Labelled, prefix: str) -> dict[int, pkcs11.Object]:
     return {number: _fit(_named(labelled, label)) for number, label in sorted(numbers.items())}
 
 
-def signing_label(name: str, version: int) -> str:
-    """The label of a version of a signing key; the first has none, as tokens had it before there were more."""
-    return SIGNING_LABELS[name] if version == 1 else f"{SIGNING_LABELS[name]}/{version}"
+def label_of(name: str, version: int) -> str:
+    """The label of a version of a long-lived key. A signing key's first has no number, as tokens had it before there
+    were more."""
+    if name in SIGNING_LABELS:
+        return SIGNING_LABELS[name] if version == 1 else f"{SIGNING_LABELS[name]}/{version}"
+    return f"keypeer/{name}/{version}"
 
 
 def _signing_versions(labelled: Labelled, label: str) -> dict[int, pkcs11.Object]:
@@ -164,7 +167,7 @@ def _check_value(key: pkcs11.Object) -> bytes:
         return b""
 
 
-def _spki(key: pkcs11.Object) -> bytes:
+def public_spki(key: pkcs11.Object) -> bytes:
     """SubjectPublicKeyInfo DER of an EC P-256 or Ed25519 public key object."""
     point = _unwrap_octet_string(bytes(key[Attribute.EC_POINT]))
     public: ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from hmac import compare_digest
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from pkcs11 import Attribute
 from pkcs11 import Mechanism as Number
 
 from hsm_adapter import anchor, canonical, limits, mechanisms
 from hsm_adapter import protocol as p
 from hsm_adapter.errors import BadRequest, HsmError, RecordTampered
-from hsm_adapter.keys import SIGNING_LABELS, signing_label
+from hsm_adapter.keys import label_of
+from hsm_adapter.longlived import create_version, destroy_labelled
 from hsm_adapter.mechanisms import RFC5649_OVERHEAD, Capabilities
-from hsm_adapter.provision import create_signing
 from hsm_adapter.sessions import Sessions, session_bytes
 from hsm_adapter.token import Token
 from hsm_adapter.translate import translated
@@ -41,6 +40,7 @@ class Operations:
             p.Random: self.random,
             p.Describe: self.describe,
             p.Amend: self.amend,
+            p.RewrapKek: self.rewrap_kek,
             p.ImportKey: self.import_key,
             p.ReadAnchor: self.read_anchor,
             p.WriteAnchor: self.write_anchor,
@@ -124,14 +124,39 @@ class Operations:
         """The record's own MAC first: nothing that this token didn't bind gets another binding."""
         record = operation.record
         self._verify_key(record)
+        return self._bound(record, operation.attributes, record.kek, record.wrapped)
+
+    def rewrap_kek(self, operation: p.RewrapKek) -> p.KeyRecord:
+        """As ``amend``, and under the newest KEK. The new wrap is opened and its key wrapped under the old KEK again:
+        RFC 5649 has no randomness, so only the same key gives the same bytes."""
+        record = operation.record
+        self._verify_key(record)
+        kek, mac_key = self._token.keys.current_kek, self._token.keys.current_mac
+        if (record.kek, record.mac_key) == (kek, mac_key):
+            return record
+        if record.kek == kek:
+            return self._bound(record, record.attributes, kek, record.wrapped)
+        old, new = self._token.kek(record.kek), self._token.kek(kek)
+        wrapped = self._carried_over(old, new, record.wrapped, record.size)
+        if not compare_digest(self._carried_over(new, old, wrapped, record.size), record.wrapped):
+            raise HsmError("hsm.unwrap_failed", f"what KEK {kek} wrapped isn't the key that KEK {record.kek} held")
+        return self._bound(record, record.attributes, kek, wrapped)
+
+    def _carried_over(self, old: int, new: int, wrapped: bytes, size: int) -> bytes:
+        fast = self._fast
+        key = fast.unwrap(self._key_wrap, old, wrapped, mechanisms.UNWRAP_VM_KEY[size])
+        try:
+            return self._wrap(new, key, size)
+        finally:
+            fast.destroy(key)
+
+    def _bound(self, record: p.KeyRecord, attributes: bytes, kek: int, wrapped: bytes) -> p.KeyRecord:
         mac_key = self._token.keys.current_mac
-        bound = canonical.key_record_bytes(
-            record.vm, record.key_version, record.size, operation.attributes, record.kek, record.wrapped
+        vm, version, size = record.vm, record.key_version, record.size
+        mac = self._fast.hmac(
+            self._token.mac(mac_key), canonical.key_record_bytes(vm, version, size, attributes, kek, wrapped)
         )
-        mac = self._fast.hmac(self._token.mac(mac_key), bound)
-        return p.KeyRecord(
-            record.vm, record.key_version, record.size, operation.attributes, record.kek, mac_key, record.wrapped, mac
-        )
+        return p.KeyRecord(vm, version, size, attributes, kek, mac_key, wrapped, mac)
 
     def open_session(self, operation: p.OpenSession) -> p.OpenedSession:
         """Make both keys of a session: for the host under its TPM's key, for later Rewraps under the KEK."""
@@ -199,17 +224,24 @@ class Operations:
             return p.Signature(key.sign(operation.data, mechanism=Number.EDDSA))
 
     def make_version(self, operation: p.MakeVersion) -> p.MadeVersion:
-        """A signing key's next version; a session key's with what the one before says of it, and of nothing else."""
+        """A version of a long-lived key; a session key's with what the one before says of it, and of nothing else."""
         name, version = operation.key, operation.version
-        if name not in SIGNING_LABELS:
-            raise BadRequest(f"{name} has no versions to make here")
-        self._token.refresh()
-        made = version not in self._token.keys.signing[name]
-        if made:
-            with self._token.writable() as session:
-                create_signing(session, name, signing_label(name, version))
-        public = self._token.keys.signing_public[name][version]
-        return p.MadeVersion(made, b"", public, self._endorsement(version) if name == "session" else b"")
+        with self._token.alone():
+            self._token.refresh()
+            made, backup = version not in self._versions(name), b""
+            if made:
+                with self._token.writable() as session:
+                    destroy_labelled(session, label_of(name, version))  # what a killed attempt left of a pair
+                    backups = self._token.backups(session, self._capabilities)
+                    backup = create_version(session, name, version, backups)
+        public = self._token.keys.signing_public.get(name, {}).get(version, b"")
+        return p.MadeVersion(made, backup, public, self._endorsement(version) if name == "session" else b"")
+
+    def _versions(self, name: p.VersionedKey) -> Iterable[int]:
+        keys = self._token.keys
+        if name == "kek":
+            return keys.keks
+        return keys.macs if name == "record-mac" else keys.signing[name]
 
     def _endorsement(self, version: int) -> bytes:
         keys = self._token.keys.signing_public["session"]
@@ -219,19 +251,17 @@ class Operations:
         return self._ecdsa("session", canonical.session_key_bytes(version, keys[before], keys[version]), before)
 
     def destroy_version(self, operation: p.DestroyVersion) -> p.Destroyed:
-        """Both halves of a signing key's version, unless it is the only one."""
+        """Every half of it, unless it is the newest: what is made anew is made with that one."""
         name, version = operation.key, operation.version
-        if name not in SIGNING_LABELS:
-            raise BadRequest(f"{name} has no versions to destroy here")
-        self._token.refresh()
-        there = self._token.keys.signing[name]
-        if version not in there:
-            return p.Destroyed(False)
-        if len(there) == 1:
-            raise BadRequest(f"version {version} is the only one of keypeer/{name}")
-        with self._token.writable() as session, translated("C_DestroyObject"):
-            for found in list(session.get_objects({Attribute.LABEL: signing_label(name, version)})):
-                found.destroy()
+        with self._token.alone():
+            self._token.refresh()
+            there = self._versions(name)
+            if version not in there:
+                return p.Destroyed(False)
+            if version == max(there):
+                raise BadRequest(f"version {version} is the newest of keypeer/{name}, which is in use")
+            with self._token.writable() as session:
+                destroy_labelled(session, label_of(name, version))
         return p.Destroyed(True)
 
     def _ecdsa(self, name: str, data: bytes, version: int = 0) -> bytes:

@@ -5,6 +5,8 @@ python-pkcs11 opens, logs in and searches; the handles it finds serve both its o
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from pkcs11 import Attribute, KeyType, ObjectClass
 
 from hsm_adapter import cryptoki, limits, mechanisms
+from hsm_adapter.backup import Backups, find_recovery
 from hsm_adapter.errors import CryptokiError, Unusable
 from hsm_adapter.keys import Keys, find_keys, handle_of
 from hsm_adapter.mechanisms import Capabilities
@@ -154,31 +157,59 @@ class Token:
         self._copies.append(copy)
         return copy
 
-    def capabilities(self) -> Capabilities:
-        """Ask and try the token; makes an RSA key pair in this process to try OAEP with, some 100 ms."""
-        with translated("C_GetMechanismList"):
-            offered = frozenset(int(mechanism) for mechanism in self.info.slot.get_mechanisms())
-        private = rsa.generate_private_key(limits.RSA_EXPONENT, limits.RSA_MODULUS_BYTES * 8)
-        public = self.import_rsa_public(mechanisms.trial_modulus(private))
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While no other worker of this machine makes or destroys keys: SoftHSM's token objects aren't safe against
+        that, and two versions of one label would be none. The lock is on the module's file, which all of them share."""
+        descriptor = os.open(self.library.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            oaep_hash, oaep = mechanisms.pick_oaep(self.fast, mechanisms.OaepTrial(private, public))
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
         finally:
-            self.fast.destroy(public)
-        name, key_wrap = mechanisms.pick_key_wrap(self.fast, offered)
-        return Capabilities(name, key_wrap, oaep_hash, oaep)
+            os.close(descriptor)
+
+    def backups(self, session: pkcs11.Session, capabilities: Capabilities) -> Backups | None:
+        """What takes backups of keys made by ``session``; None when the token has no recovery key."""
+        recovery = find_recovery(session)
+        if recovery is None:
+            return None
+        return Backups(cryptoki.Session(self.library.module, handle_of(session)), capabilities, recovery)
+
+    def capabilities(self) -> Capabilities:
+        """Ask and try the token; some 100 ms."""
+        return find_capabilities(self.session, self.fast, self.info)
 
     def import_rsa_public(self, modulus: bytes) -> int:
         """The handle of a session object that may wrap with RSA; ``modulus`` big-endian, exponent 65537."""
-        with translated("C_CreateObject"):
-            public = self.session.create_object(
-                {
-                    Attribute.CLASS: ObjectClass.PUBLIC_KEY,
-                    Attribute.KEY_TYPE: KeyType.RSA,
-                    Attribute.TOKEN: False,
-                    Attribute.PRIVATE: False,
-                    Attribute.MODULUS: modulus,
-                    Attribute.PUBLIC_EXPONENT: limits.RSA_EXPONENT.to_bytes(3, "big"),
-                    Attribute.WRAP: True,
-                }
-            )
-        return handle_of(public)
+        return import_rsa_public(self.session, modulus)
+
+
+def find_capabilities(session: pkcs11.Session, fast: cryptoki.Session, token: pkcs11.Token) -> Capabilities:
+    """What the token can do, tried; makes an RSA key pair in this process to try OAEP with."""
+    with translated("C_GetMechanismList"):
+        offered = frozenset(int(mechanism) for mechanism in token.slot.get_mechanisms())
+    private = rsa.generate_private_key(limits.RSA_EXPONENT, limits.RSA_MODULUS_BYTES * 8)
+    public = import_rsa_public(session, mechanisms.trial_modulus(private))
+    try:
+        oaep_hash, oaep = mechanisms.pick_oaep(fast, mechanisms.OaepTrial(private, public))
+    finally:
+        fast.destroy(public)
+    name, key_wrap = mechanisms.pick_key_wrap(fast, offered)
+    return Capabilities(name, key_wrap, oaep_hash, oaep)
+
+
+def import_rsa_public(session: pkcs11.Session, modulus: bytes) -> int:
+    """The handle of a session object that may wrap with RSA; ``modulus`` big-endian, exponent 65537."""
+    with translated("C_CreateObject"):
+        public = session.create_object(
+            {
+                Attribute.CLASS: ObjectClass.PUBLIC_KEY,
+                Attribute.KEY_TYPE: KeyType.RSA,
+                Attribute.TOKEN: False,
+                Attribute.PRIVATE: False,
+                Attribute.MODULUS: modulus,
+                Attribute.PUBLIC_EXPONENT: limits.RSA_EXPONENT.to_bytes(3, "big"),
+                Attribute.WRAP: True,
+            }
+        )
+    return handle_of(public)
