@@ -184,4 +184,4 @@ ROTATION_FAILURES_SHOWN = 100  # records that couldn't be moved, told by name; a
 ROTATION_STEP_S = 1.0  # seconds between looks for a rotation to do
 KEY_USERS_SHOWN = 10  # records or hosts that need an old version, told by name; all are counted
 HSM_FRAME_OPERATIONS_BACKGROUND = 32  # operations a frame of the background: some 4 ms that a release waits
-HSM_DESCRIBE_S = 30.0  # seconds for a worker to look its token over; it answers what waits first
+HSM_WORKER_ANSWER_S = 30.0  # seconds for one worker to make a key or look its token over, after what waits first

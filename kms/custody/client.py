@@ -51,7 +51,7 @@ from hsm_adapter.protocol import (
     WriteAnchor,
 )
 from kms import limits
-from kms.custody.each import describe_each
+from kms.custody.each import ask, describe_each
 from kms.custody.port import SigningKey, WorkerHealth
 from kms.errors import BadRequest, KeypeerError, Unavailable
 
@@ -203,10 +203,12 @@ class HsmClient:
         return await self._plural(keys, KeyRecord)
 
     async def make_version(self, key: VersionedKey, version: int) -> MadeVersion:
-        return await self._single(MakeVersion(key, version), MadeVersion)
+        # Always the first worker: it looks and makes in one turn, and two of them at once would make two keys of one
+        # label, which no worker takes (hsm.key_ambiguous).
+        return await ask(self._sockets[0], MakeVersion(key, version), MadeVersion)
 
     async def destroy_version(self, key: VersionedKey, version: int) -> bool:
-        return (await self._single(DestroyVersion(key, version), Destroyed)).there_was
+        return (await ask(self._sockets[0], DestroyVersion(key, version), Destroyed)).there_was
 
     async def read_anchor(self) -> Anchor:
         return await self._single(ReadAnchor(), Anchor)
