@@ -14,6 +14,7 @@ SESSION_LABEL: Final = b"keypeer/session/v1"
 MAC_LABEL: Final = b"keypeer/mac/v1"
 RELEASE_LABEL: Final = b"keypeer/release/v1"
 GRANT_LABEL: Final = b"keypeer/grant/v1"
+SESSION_KEY_LABEL: Final = b"keypeer/session-key/v1"
 _FIELD_BYTES_MAX: Final = 0xFFFF  # bytes; the length is a u16
 
 
@@ -65,6 +66,12 @@ def grant_bytes(
         + field(encapsulated_key)
         + field(wrapped_mac_key)
     )
+
+
+def session_key_bytes(version: int, before: bytes, after: bytes) -> bytes:
+    """Under the signature by which a version of the session key pair names the next one: both SubjectPublicKeyInfo
+    DER. A host that pinned the one accepts the other."""
+    return SESSION_KEY_LABEL + version.to_bytes(4, "big") + field(before) + field(after)
 
 
 def mac_bytes(data: bytes) -> bytes:

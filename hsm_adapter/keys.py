@@ -10,7 +10,7 @@ from typing import Final
 
 import pkcs11
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from pkcs11 import Attribute, ObjectClass
 
 from hsm_adapter import limits
@@ -27,19 +27,29 @@ SIGNING_LABELS: Final = {
     "appraisal": "keypeer/appraisal",
     "session": "keypeer/session",
 }
+IMPORT_LABEL: Final = "keypeer/import"  # RSA: unwraps VM keys that were made elsewhere
 
 Labelled = dict[str, list[pkcs11.Object]]
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Handles of the long-lived keys. ``public_keys``: SubjectPublicKeyInfo DER by name."""
+    """Handles of the long-lived keys. ``signing`` and ``signing_public`` (SubjectPublicKeyInfo DER): by name
+    and version. ``importing``: handle and SubjectPublicKeyInfo DER; None on a token that was provisioned before there
+    were imports."""
 
     keks: dict[int, int]
     macs: dict[int, int]
-    signing: dict[str, pkcs11.SignMixin]
-    public_keys: dict[str, bytes]
+    signing: dict[str, dict[int, pkcs11.SignMixin]]
+    signing_public: dict[str, dict[int, bytes]]
     kek_check_values: dict[int, bytes]
+    importing: tuple[int, bytes] | None = None
+
+    @property
+    def public_keys(self) -> dict[str, bytes]:
+        """The newest version of each signing key, and ``import``."""
+        newest = {name: versions[max(versions)] for name, versions in self.signing_public.items()}
+        return newest | ({"import": self.importing[1]} if self.importing else {})
 
     @property
     def current_kek(self) -> int:
@@ -65,9 +75,18 @@ def find_keys(session: pkcs11.Session, working: Callable[[pkcs11.Object], int]) 
         return Keys(
             keks={version: working(key) for version, key in keks.items()},
             macs={version: working(key) for version, key in macs.items()},
-            signing={name: _signing(_named(privates, label)) for name, label in SIGNING_LABELS.items()},
-            public_keys={name: _spki(_named(publics, label)) for name, label in SIGNING_LABELS.items()},
+            signing={
+                name: {version: _signing(key) for version, key in _signing_versions(privates, label).items()}
+                for name, label in SIGNING_LABELS.items()
+            },
+            signing_public={
+                name: {version: _spki(key) for version, key in _signing_versions(publics, label).items()}
+                for name, label in SIGNING_LABELS.items()
+            },
             kek_check_values={version: _check_value(key) for version, key in keks.items()},
+            importing=(handle_of(_fit(_named(privates, IMPORT_LABEL))), _rsa_spki(_named(publics, IMPORT_LABEL)))
+            if IMPORT_LABEL in privates
+            else None,
         )
 
 
@@ -97,15 +116,30 @@ def _named(labelled: Labelled, label: str) -> pkcs11.Object:
     return found[0]
 
 
-def _versions(labelled: Labelled, prefix: str) -> dict[int, pkcs11.Object]:
-    numbers = {
+def _numbers(labelled: Labelled, prefix: str) -> dict[int, str]:
+    return {
         int(label.removeprefix(prefix)): label
         for label in labelled
         if re.fullmatch(re.escape(prefix) + "[1-9][0-9]{0,6}", label)
     }
+
+
+def _versions(labelled: Labelled, prefix: str) -> dict[int, pkcs11.Object]:
+    numbers = _numbers(labelled, prefix)
     if not numbers:
         raise Unusable("hsm.key_missing", f"the token has no {prefix}1; run the provisioning")
     return {number: _fit(_named(labelled, label)) for number, label in sorted(numbers.items())}
+
+
+def signing_label(name: str, version: int) -> str:
+    """The label of a version of a signing key; the first has none, as tokens had it before there were more."""
+    return SIGNING_LABELS[name] if version == 1 else f"{SIGNING_LABELS[name]}/{version}"
+
+
+def _signing_versions(labelled: Labelled, label: str) -> dict[int, pkcs11.Object]:
+    later = _numbers(labelled, f"{label}/")
+    numbers = ({1: label} if label in labelled or not later else {}) | later
+    return {number: _named(labelled, found) for number, found in sorted(numbers.items())}
 
 
 def _fit(key: pkcs11.Object) -> pkcs11.Object:
@@ -138,6 +172,15 @@ def _spki(key: pkcs11.Object) -> bytes:
         public = ed25519.Ed25519PublicKey.from_public_bytes(point)
     else:
         public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
+    return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _rsa_spki(key: pkcs11.Object) -> bytes:
+    """SubjectPublicKeyInfo DER of an RSA public key object."""
+    modulus, exponent = (
+        int.from_bytes(key[attribute], "big") for attribute in (Attribute.MODULUS, Attribute.PUBLIC_EXPONENT)
+    )
+    public = rsa.RSAPublicNumbers(exponent, modulus).public_key()
     return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 

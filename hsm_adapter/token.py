@@ -6,8 +6,9 @@ python-pkcs11 opens, logs in and searches; the handles it finds serve both its o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
 
 import pkcs11
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -19,6 +20,8 @@ from hsm_adapter.keys import Keys, find_keys, handle_of
 from hsm_adapter.mechanisms import Capabilities
 from hsm_adapter.pin import Pin
 from hsm_adapter.translate import translated
+
+_SIGNING_REFRESH_S: Final = 1.0  # seconds; a new version is used right after another worker made it
 
 
 class Library:
@@ -93,6 +96,35 @@ class Token:
     def mac(self, version: int) -> int:
         """The handle of record-mac ``version``. Raises Unusable(hsm.key_missing)."""
         return self._version("record-mac", lambda keys: keys.macs, version)
+
+    def importing(self) -> int:
+        """The handle of the private key for imports. Raises Unusable(hsm.key_missing)."""
+        if self.keys.importing is None:
+            raise Unusable("hsm.key_missing", "the token has no keypeer/import; run the provisioning")
+        return self.keys.importing[0]
+
+    def signing(self, name: str, version: int) -> pkcs11.SignMixin:
+        """That version of a signing key, 0: the newest. Raises Unusable(hsm.key_missing)."""
+        newest = max(self.keys.signing[name])
+        wanted = version or newest
+        if wanted not in self.keys.signing[name] and time.monotonic() - self._refreshed >= _SIGNING_REFRESH_S:
+            self.refresh()
+        found = self.keys.signing[name].get(wanted)
+        if found is None:
+            raise Unusable("hsm.key_missing", f"the token has no version {wanted} of keypeer/{name}")
+        return found
+
+    @contextmanager
+    def writable(self) -> Iterator[pkcs11.Session]:
+        """A session that may change the token; the login is the process's. What it made or destroyed is known after."""
+        with translated("C_OpenSession"):
+            session = self.info.open(rw=True)
+        try:
+            yield session
+        finally:
+            with translated("C_CloseSession"):
+                session.close()
+            self.refresh()
 
     def close(self) -> None:
         """Log out and close; every handle is dead after it."""

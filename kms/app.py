@@ -15,17 +15,22 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
+from keypeer.wire.tlog.note import VerifierKey
 from kms import limits
 from kms.custody.client import HsmClient
 from kms.errors import BadRequest
 from kms.evidence.ek import VendorCas
-from kms.flows.context import AttestationProfile, Context
+from kms.flows.context import AttestationProfile, Context, LogProfile
 from kms.records import Records, RuntimePolicies
 from kms.settings import Home
+from kms.signing_keys import first_keys
 from kms.store.lmdb import LmdbStore
 from kms.store.port import Store
+from kms.web.limiter import Limiter
 from kms.web.metrics import Metrics
 from kms.web.server import application
+from kms.witness.client import HttpWitnesses
+from kms.witness.port import Witness, WitnessClient
 
 _log = structlog.get_logger("keypeer.app")
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: kms/web/identity.py checks dates, with words
@@ -44,9 +49,8 @@ async def open_store(home: Home) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def open_custody(home: Home, *, background: bool = False) -> AsyncIterator[HsmClient]:
-    """The client of the running HSM workers; in the background with frames that hold others up less."""
-    frame = limits.HSM_FRAME_OPERATIONS_BACKGROUND if background else limits.HSM_FRAME_OPERATIONS_MAX
-    custody = HsmClient(home.hsm_sockets(), frame_operations_max=frame)
+    """The client of the running HSM workers; in the background one that gives way to the others."""
+    custody = HsmClient(home.hsm_sockets(), background=background)
     await custody.start()
     try:
         yield custody
@@ -57,7 +61,11 @@ async def open_custody(home: Home, *, background: bool = False) -> AsyncIterator
 @asynccontextmanager
 async def open_context(home: Home, *, background: bool = False) -> AsyncIterator[Context]:
     """Everything that flows need, over the running HSM workers and the store."""
-    async with open_store(home) as store, open_custody(home, background=background) as custody:
+    async with (
+        open_store(home) as store,
+        open_custody(home, background=background) as custody,
+        open_witnesses() as witnesses,
+    ):
         description = await custody.describe()
         records = Records(store, custody)
         yield Context(
@@ -70,10 +78,30 @@ async def open_context(home: Home, *, background: bool = False) -> AsyncIterator
             profile=profile(home),
             vendor_cas=read_vendor_cas(home),
             ca=ssl.PEM_cert_to_DER_cert((home.tls / "ca.pem").read_text("ascii")),
-            geo_key=description.public_keys["geo"],
-            session_key=description.public_keys["session"],
-            appraisal_key=description.public_keys["appraisal"],
+            first_keys=first_keys(description),
+            log=log_profile(home, witnesses),
         )
+
+
+@asynccontextmanager
+async def open_witnesses() -> AsyncIterator[HttpWitnesses]:
+    """The client that asks witnesses."""
+    witnesses = HttpWitnesses()
+    try:
+        yield witnesses
+    finally:
+        await witnesses.close()
+
+
+def log_profile(home: Home, client: WitnessClient) -> LogProfile:
+    """How the audit log is signed and witnessed."""
+    audit = home.settings.audit
+    return LogProfile(
+        origin=audit.origin,
+        client=client,
+        witnesses=tuple(Witness(each.url, VerifierKey.parse(each.key)) for each in audit.witness),
+        required=audit.witnesses_required,
+    )
 
 
 def profile(home: Home) -> AttestationProfile:
@@ -122,7 +150,7 @@ async def serve(home: Home, listener: socket.socket) -> None:
     async with open_context(home) as ctx:
         # A host's handler runs on when its connection goes: a release that is being committed is finished, not torn.
         runner = web.AppRunner(
-            application(ctx, Metrics()),
+            application(ctx, Metrics(), Limiter(home.rates, home.settings.service.workers)),
             access_log=None,
             keepalive_timeout=limits.KEEPALIVE_S,
             shutdown_timeout=limits.SHUTDOWN_GRACE_S,

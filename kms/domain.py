@@ -116,6 +116,7 @@ class StoredGeoTag(Record, frozen=True):
     tag: str
     statement: bytes
     signature: bytes
+    key: int = 1  # the version of the geo key that signed it
 
 
 class GeoFacts(Record, frozen=True):
@@ -280,6 +281,7 @@ class AttestationSession(Record, frozen=True):
     signature: bytes
     ima: ImaPosition = NO_IMA
     runtime: tuple[RuntimePosition, ...] = ()
+    signed_by: int = 1  # the version of the HSM's session key that signed the grant
 
 
 class KeyAttributes(Record, frozen=True):
@@ -370,6 +372,48 @@ class Refusal(Record, frozen=True):
     reasons: tuple[tuple[str, str, str, str], ...]
 
 
+# ── audit log ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class LogIdentity(Record, frozen=True):
+    """The audit log's name for good: the first line of each of its checkpoints."""
+
+    origin: str
+
+
+class WitnessState(Record, frozen=True):
+    """How a witness stands: the size that it cosigned last and when, since when it fails, how often in a row, why."""
+
+    size: int = 0
+    cosigned_at: float = 0.0
+    tried_at: float = 0.0
+    failures: int = 0
+    trouble: str = ""
+
+
+class StoredCheckpoint(Record, frozen=True):
+    """The audit log's newest checkpoint as a signed note, the newest that witnesses cosigned, and how far the token's
+    anchor has come."""
+
+    size: int
+    note: str
+    at: float
+    cosigned_size: int = 0
+    cosigned: str = ""
+    witnesses: dict[str, WitnessState] = msgspec.field(default_factory=dict)
+    anchored_size: int = 0
+    anchored_at: float = 0.0
+    anchor_trouble: str = ""
+
+
+class Quota(Record, frozen=True):
+    """How many VM keys a tenant or an operator may have; None: any number."""
+
+    max_keys: int | None
+    updated_at: int
+    updated_by: str
+
+
 # ── background and rotation of the HSM's keys ──────────────────────────────────────────────────────────────────
 
 HEARTBEAT = "background"
@@ -429,3 +473,29 @@ class RotationProgress(Record, frozen=True):
     failures: tuple[tuple[str, str], ...] = ()
     rate: int = 0
     at: int = 0
+
+
+SigningName = Literal["geo", "appraisal", "session", "audit"]
+
+
+class SigningVersion(Record, frozen=True):
+    """A version of a signing key in the HSM. ``public_key``: SubjectPublicKeyInfo DER. ``endorsement``: of a session
+    key, the signature of the version before it. A retired one verifies nothing any more."""
+
+    version: int
+    public_key: bytes
+    made_at: int = 0  # 0: with the token
+    made_by: str = ""
+    retired_at: int = 0
+    retired_by: str = ""
+    why: str = ""
+    endorsement: bytes = b""
+    destroyed_at: int = 0
+
+
+class SigningKeyRecord(Record, frozen=True):
+    """All versions of a signing key, oldest first; the last one signs. ``claimed_at``: when somebody began to make the
+    next one; 0: nobody does."""
+
+    versions: tuple[SigningVersion, ...]
+    claimed_at: int = 0

@@ -40,6 +40,11 @@ RETRY_AFTER_S = 1  # seconds; a worker is replaced within one
 SHUTDOWN_GRACE_S = 10  # seconds that open requests have after SIGTERM
 IDENTITY_CACHE_MAX = 65_536  # client certificates parsed once each, about 1 KB
 
+# ── rates and quotas ───────────────────────────────────────────────────────────────────────────────────────────
+RATE_BUCKETS_MAX = 65_536  # callers of one limit that a web worker remembers, some 150 bytes each
+RATE_MAX = 1_000_000.0  # a second; more than any web worker answers
+BURST_MAX = 100_000_000.0  # at once; as good as no limit
+
 # ── custody ────────────────────────────────────────────────────────────────────────────────────────────────────
 HSM_OPERATION_DEADLINE_S = 5.0  # seconds; a network HSM answers in 1–5 ms, a hung one never
 HSM_OPERATION_SLOW_S = 0.012  # seconds; a rewrap is five PKCS#11 calls, of 2.4 ms each on a slow network HSM
@@ -122,7 +127,7 @@ NAME_CHARS_SHOWN = 200  # characters of a foreign certificate's name in a messag
 
 # ── store ──────────────────────────────────────────────────────────────────────────────────────────────────────
 STORE_KEY_BYTES_MAX = 511  # bytes; LMDB's MDB_MAXKEYSIZE as built
-STORE_VALUE_BYTES_MAX = 4 * 1024 * 1024  # bytes; an audit entry that names 10,000 VMs has some 700 KB
+STORE_VALUE_BYTES_MAX = 4 * 1024 * 1024  # bytes; a packed runtime policy has up to 3 MiB
 OP_ID_BYTES_MAX = 64  # bytes; a SHA-512 digest, and well under what a key may have
 COMMIT_WRITES_MAX = 50_000  # keys and entries a commit: a batch of 10,000 VMs moves a few records each
 COMMIT_BYTES_MAX = 64 * 1024 * 1024  # bytes of keys, values and entries a commit; LMDB holds its pages in memory
@@ -132,8 +137,9 @@ GROUP_BYTES_MAX = 8 * 1024 * 1024  # bytes a transaction; as long to write as th
 BULK_COMMIT_MAX = 5000  # records a commit of an import
 LMDB_READERS_MAX = 512  # reader slots: a few a process
 LMDB_SPARE_READS = 2  # read transactions kept for reuse, so that a read takes no lock
-LMDB_RESERVE_BYTES = 1024 * 1024  # bytes of the map that only deletions may use, or a full store couldn't be mended
+LMDB_RESERVE_BYTES = 1024 * 1024  # bytes of the map that only what mends a full store may use; half of it refusals too
 LMDB_RESERVE_SHARE = 8  # the reserve is at most this part of the map: 1/8
+LMDB_REFUSAL_BYTES_MAX = 16 * 1024  # bytes of a lone entry that may use half of the reserve; a refusal has 1 KB or two
 LMDB_NEAR_END_BYTES = 2 * 1024**3  # bytes; a group of the above bounds, each write on its own path of pages, is less
 WATCH_INTERVAL_S = 0.05  # seconds between looks at the store's version
 WATCH_PENDING_MAX = 100_000  # keys that one watcher may leave unheard, some 100 bytes each
@@ -152,14 +158,33 @@ ACTIVATES_MAX_S = 5 * 366 * 86400  # seconds; NIST SP 800-57 Part 1 §5.3.6: cry
 READABLE_DEFAULT_S = 7 * 86400  # seconds; LEASE_MAX_S: whoever holds the old version has renewed its lease by then
 READABLE_MAX_S = 366 * 86400  # seconds
 OLD_VERSIONS_MAX = 16  # versions of one VM that are still readable; each is a record
-LIST_SCAN_MAX = 2000  # records that one page of a filtered list looks at, some 10 µs each
+LIST_SCAN_MAX = 1000  # records that one page of a list looks at, some 5 µs each; PAGE_MAX, or pages would be short
 LIST_TOMBSTONES_MAX = 500  # destroyed keys that a page looks at; each record's seal is an HSM operation
 LIST_PROBE = 64  # index records read to see which index of a filter is the sparsest
-DUE_STEP_MAX = 500  # keys that one step settles; two HSM operations and a commit each
+DUE_STEP_MAX = 1000  # keys that one step settles, some 0.2 s; SCAN_MAX
 DUE_RETRY_S = 3600  # seconds until a key is looked at again that couldn't be settled
-ROTATION_PAGE = 256  # VMs that one step of a rotation looks at; one HSM frame
+ROTATION_PAGE = 256  # VMs that a rotation looks at between two commits; one HSM frame
+ROTATION_STEP_PAGES = 8  # pages of each rotation a step; a second or so
 ROTATIONS_AT_ONCE = 16  # rotations of many keys that run at the same time
 DUE_TOGETHER = 64  # keys settled at the same time, so that their commits share an fsync
+# ── audit log ──────────────────────────────────────────────────────────────────────────────────────────────────
+LOG_ENTRY_BYTES_MAX = 65_535  # bytes; an entry's length in a bundle is a u16 (C2SP tlog-tiles, "Log entries")
+LOG_VMS_AN_ENTRY_MAX = 300  # VMs named in one entry, each with policy and tenant: names of 63 characters, quoted
+LOG_FACT_BYTES_MAX = 512  # bytes of JSON of one fact that are kept of an entry that would be too large
+LOG_REASONS_MAX = 16  # reasons that are kept of an entry that would be too large
+LOG_REASON_CHARS_MAX = 128  # characters of each of their four texts; up to six bytes each in JSON
+CHECKPOINT_INTERVAL_S = 1.0  # seconds between checkpoints: a signature of the HSM each
+ANCHOR_INTERVAL_S = 60.0  # seconds between writes of the token's anchor; tokens keep it in flash
+CHECKPOINT_ATTEMPTS_MAX = 5  # count; compare-and-set retries when another process moved the checkpoint
+LOG_ORIGIN_CHARS_MAX = 128  # characters; a line of each checkpoint
+WITNESSES_MAX = 16  # count; as many signatures as every reader of notes takes (C2SP signed-note)
+WITNESS_DEADLINE_S = 5.0  # seconds; public ones answer within one
+WITNESS_ANSWER_BYTES_MAX = 16 * 1024  # bytes; a cosignature has some 150
+WITNESS_BACKOFF_MAX_S = 60  # seconds between attempts at a witness that failed; doubles from 1
+WITNESS_FRESH_S = 120  # seconds for which a cosignature counts as the witness' watching
+AUDIT_SCAN_MAX = 20_000  # entries that one search call looks at, some 10 ms of work a thousand
+AUDIT_TEXT_CHARS_MAX = 256  # characters of a text that is searched for; names have 63, codes some 30
+UNIX_TIME_MAX = 10**12  # seconds; the year 33,658
 
 # ── background ─────────────────────────────────────────────────────────────────────────────────────────────────
 BACKGROUND_NICE = 5  # nice value of the background process' own thread; a third of a web worker's share (sched(7))
@@ -185,3 +210,9 @@ ROTATION_STEP_S = 1.0  # seconds between looks for a rotation to do
 KEY_USERS_SHOWN = 10  # records or hosts that need an old version, told by name; all are counted
 HSM_FRAME_OPERATIONS_BACKGROUND = 32  # operations a frame of the background: some 4 ms that a release waits
 HSM_WORKER_ANSWER_S = 30.0  # seconds for one worker to make a key or look its token over, after what waits first
+
+# ── signing keys ───────────────────────────────────────────────────────────────────────────────────────────────
+SIGNING_VERSIONS_MAX = 64  # versions listed of one key, destroyed ones included; some 200 bytes each
+SIGNING_LOST_MAX = 8  # versions made by attempts that ended before their commit, in a row
+AUDIT_OVERLAP_S = 30 * 86400  # seconds in which checkpoints carry the signature of the key before, too
+SIGNING_CLAIM_S = 60  # seconds; an HSM operation is given up after 4 attempts of 5 s and as long a wait for a worker

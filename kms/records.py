@@ -90,6 +90,8 @@ VM_PREFIX = b"vm/"  # current versions; values are hsm_adapter KeyRecords (encod
 OLD_PREFIX = b"vm-old/"  # versions before, by VM and version
 TOMBSTONES = Kind("vm-gone", domain.Tombstone)  # by VM
 VM_ROTATIONS = Kind("vm-rotation", domain.VmRotation)  # by rotation
+LOG = Kind("log", domain.LogIdentity)  # one: "identity"
+CHECKPOINTS = Kind("checkpoint", domain.StoredCheckpoint, sealed=False)  # one: "newest"; its note is signed
 
 # Background and rotation of the HSM's keys
 JOB_NOTES = Kind("job", domain.JobNote, sealed=False)  # by job; for people to read

@@ -51,9 +51,9 @@ async def find(store: Store, only: VmFilter, after: str, limit: int, now: int) -
     end. There may be fewer than ``limit``, and more to come."""
     index = await _sparsest(store, only.indexes(), only.prefix, after)
     found: list[StoredVm] = []
-    left = limits.LIST_SCAN_MAX
-    while left > 0 and len(found) < limit:
-        wanted = min(left, limits.SCAN_MAX, limit if only == VmFilter(prefix=only.prefix) else limits.SCAN_MAX)
+    left, chunk = limits.LIST_SCAN_MAX, limit
+    while left > 0:
+        wanted = min(left, chunk)
         names, items = await _walk(store, index, only.prefix, after, wanted)
         for name, item in zip(names, items, strict=True):
             after = name
@@ -64,7 +64,7 @@ async def find(store: Store, only: VmFilter, after: str, limit: int, now: int) -
                     return found, after
         if len(names) < wanted:
             return found, None
-        left -= wanted
+        left, chunk = left - wanted, 2 * chunk  # the fewer fit, the more are read at once
     return found, after
 
 

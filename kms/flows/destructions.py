@@ -20,6 +20,7 @@ from kms.domain import Lease, Tombstone
 from kms.errors import KeypeerError, Unavailable
 from kms.flows.context import Context
 from kms.keys.lifecycle import refuse_act, settled
+from kms.quotas import released
 from kms.records import LEASES, OLD_PREFIX, TOMBSTONES, Loaded, old_key, vm_key
 from kms.store.port import Check, Item
 from kms.vm_records import DUE_PREFIX, Due, StoredVm, amend, due_key, indexes, open_vm, put_changed
@@ -92,6 +93,7 @@ async def _erase(ctx: Context, due: Due, stored: StoredVm, now: int) -> None:
             *(key for old in olds for key in _marks(old)),
         ],
         entries=[ctx.entry(None, "vm.erase", "done", vm=vm, facts=facts)],
+        counts=released(stored.attributes),
     )
 
 

@@ -8,12 +8,12 @@ from kms.audit.record import decode_record
 from kms.domain import HEARTBEAT
 from kms.errors import KeypeerError
 from kms.flows.context import Context
-from kms.records import JOB_NOTES
+from kms.records import CHECKPOINTS, JOB_NOTES
 
 
 async def readiness(ctx: Context) -> Readiness:
     """All checks; ready when every one is good."""
-    checks = (await _hsm(ctx), await _store(ctx), await _clock(ctx))
+    checks = (await _hsm(ctx), await _store(ctx), await _clock(ctx), await _log(ctx))
     # A job that fails is shown, but stops no release.
     return Readiness(ready=all(check.ok for check in checks), checks=(*checks, *await _jobs(ctx)))
 
@@ -57,6 +57,40 @@ async def _clock(ctx: Context) -> HealthCheck:
         if ok
         else f"the clock stands {behind:.0f} s before the newest audit entry",
         mend="" if ok else "set the clock (NTP) and look into who set it back",
+    )
+
+
+async def _log(ctx: Context) -> HealthCheck:
+    """How far the audit log's checkpoint, the token's anchor and the witnesses have come. Only witnesses that the
+    settings require make the service unready."""
+    try:
+        loaded = await ctx.records.load(CHECKPOINTS, "newest")
+    except KeypeerError as error:
+        return HealthCheck(id="log", ok=False, found=error.detail, mend=error.hint)
+    if loaded is None:
+        none = "no checkpoint yet"
+        return HealthCheck(id="log", ok=not ctx.log.required, found=none, mend="the background process makes one")
+    stored, now = loaded.value, ctx.clock()
+    watching, troubles = 0, [f"anchor: {stored.anchor_trouble}"] if stored.anchor_trouble else []
+    for witness in ctx.log.witnesses:
+        state = stored.witnesses.get(witness.name)
+        if (
+            state is not None
+            and state.size
+            and (not state.failures or now - state.cosigned_at < limits.WITNESS_FRESH_S)
+        ):
+            watching += 1
+        if state is not None and state.failures:
+            troubles.append(f"{state.failures} failures in a row: {state.trouble}")
+    found = f"checkpoint of {stored.size} entries, {now - stored.at:.0f} s old; anchored at {stored.anchored_size}"
+    if ctx.log.witnesses:
+        found += f"; {watching} of {len(ctx.log.witnesses)} witnesses watch"
+    ok = watching >= ctx.log.required
+    return HealthCheck(
+        id="log",
+        ok=ok,
+        found="; ".join([found, *troubles]),
+        mend="" if ok else f"{ctx.log.required} witnesses are required: see to them, or lower audit.witnesses_required",
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 
 import msgspec
@@ -12,17 +14,18 @@ from hsm_adapter.limits import RSA_MODULUS_BYTES
 from keypeer.wire.encoding import b64decode, b64encode
 from keypeer.wire.messages import CreatedVms, CreateVm, ImportKeyView, ImportVm, SetLabels, VmView
 from kms import limits
+from kms.audit.record import Facts
 from kms.custody.port import ImportKey, KeyRecord, NewKey, OperationError
 from kms.domain import KeyAttributes, pack_attributes
-from kms.errors import BadRequest, KeypeerError, Unavailable
+from kms.errors import BadRequest, KeypeerError, Refused, Unavailable
 from kms.flows.context import Caller, Context, unknown_vm
+from kms.quotas import Claim, Owner, claim
 from kms.records import LEASES, OLD_PREFIX, POLICIES, TOMBSTONES, decode_vm, keys_in_use, vm_key
-from kms.store.port import Check
+from kms.store.port import Check, Count
 from kms.views import tombstone_view, vm_view
-from kms.vm_records import amend, made, open_vm, put_changed, put_new
+from kms.vm_records import StoredVm, amend, made, open_vm, put_changed, put_new
 
 FIRST_VERSION = 1
-Facts = dict[str, str | int | bool | list[str]]
 
 
 async def create(ctx: Context, caller: Caller, request: CreateVm) -> VmView:
@@ -40,22 +43,29 @@ async def _create(ctx: Context, caller: Caller, requests: tuple[CreateVm, ...]) 
     twice = [vm for vm, count in Counter(request.vm for request in requests).items() if count > 1]
     if twice:
         raise BadRequest("vm.twice", f"the batch names VM {twice[0]} twice", hint="name each VM once")
-    checks = await _admit(ctx, requests)
+    admitted = await _admit(ctx, caller, "vm.create", requests)
     now = ctx.now()
     records = made(await ctx.custody.create_keys([_new_key(request, now, caller) for request in requests]))
-    # One entry for the batch: it names every VM, so none was made unseen.
-    facts: Facts = {
-        "vms": [request.vm for request in requests],
-        "policies": sorted({request.policy for request in requests}),
-    }
-    single = requests[0].vm if len(requests) == 1 else ""
-    await _keep(ctx, checks, records, [ctx.entry(caller, "vm.create", "done", vm=single, facts=facts)])
+    await _keep(ctx, admitted, records, _entries(ctx, caller, requests))
     return records
+
+
+def _entries(ctx: Context, caller: Caller, requests: tuple[CreateVm, ...]) -> list[bytes]:
+    """As few as can name every VM, so that none was made unseen."""
+    single, size = requests[0].vm if len(requests) == 1 else "", limits.LOG_VMS_AN_ENTRY_MAX
+    entries = []
+    for part in (requests[start : start + size] for start in range(0, len(requests), size)):
+        policies = sorted({request.policy for request in part})
+        facts: Facts = {"vms": [request.vm for request in part], "policies": policies}
+        if tenants := {request.tenant for request in part if request.tenant}:
+            facts["tenants"] = sorted(tenants)
+        entries.append(ctx.entry(caller, "vm.create", "done", vm=single, facts=facts))
+    return entries
 
 
 async def import_key(ctx: Context, caller: Caller, request: ImportVm) -> VmView:
     """A key made elsewhere: it comes wrapped to the HSM's import key, and is opened in the HSM alone."""
-    checks = await _admit(ctx, (request,))
+    admitted = await _admit(ctx, caller, "vm.import", (request,))
     wrapped = b64decode(request.wrapped_key, "wrapped_key")
     if len(wrapped) != RSA_MODULUS_BYTES:
         raise await ctx.refuse(caller, "vm.import", _not_importable(f"it has {len(wrapped)} bytes"), vm=request.vm)
@@ -65,14 +75,19 @@ async def import_key(ctx: Context, caller: Caller, request: ImportVm) -> VmView:
             raise Unavailable(result.code, f"the HSM imported no key: {result.detail}", hint="keypeer doctor")
         refusal = _not_importable(f"the HSM said {result.code}: {result.detail}")
         raise await ctx.refuse(caller, "vm.import", refusal, vm=request.vm)
-    entry = ctx.entry(caller, "vm.import", "done", vm=request.vm, facts={"policy": request.policy})
-    await _keep(ctx, checks, [result], [entry])
+    facts: Facts = {"policy": request.policy, "tenant": request.tenant or ""}
+    entry = ctx.entry(caller, "vm.import", "done", vm=request.vm, facts=facts)
+    await _keep(ctx, admitted, [result], [entry])
     return vm_view(result, None, ctx.now())
 
 
 async def show_import_key(ctx: Context) -> ImportKeyView:
     """What a key is wrapped to before it is imported."""
     found = await ctx.custody.describe()
+    if "import" not in found.public_keys:
+        raise Unavailable(
+            "hsm.key_missing", "the token has no import key", hint="keypeer init makes what the token lacks"
+        )
     return ImportKeyView(
         public_key=b64encode(found.public_keys["import"]), oaep_hash="sha256" if found.oaep_hash == "sha256" else "sha1"
     )
@@ -90,15 +105,35 @@ def _not_importable(why: str) -> BadRequest:
 # ── what new keys have in common ───────────────────────────────────────────────────────────────────────────────
 
 
-async def _admit(ctx: Context, requests: Sequence[CreateVm]) -> list[Check]:
-    """Raises unless the keys may be made: their policies are known, their names free, their dates in bounds. What of it
-    must still hold at the commit is in the checks. Quotas belong here."""
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """What the commit of new keys must carry, and how to ask again for their room when it was a conflict."""
+
+    checks: tuple[Check, ...]
+    counts: tuple[Count, ...]
+    ask_again: Callable[[], Awaitable[Claim]]
+
+
+async def _admit(ctx: Context, caller: Caller, action: str, requests: Sequence[CreateVm]) -> _Admitted:
+    """Raises unless the keys may be made: their policies are known, their names free, their dates in bounds, and they
+    are within the quotas. What of it must still hold at the commit is in what is returned."""
     checks = await _policy_checks(ctx, {request.policy for request in requests})
     for request in requests:
         _refuse_date(request, ctx.now())
     await _refuse_existing(ctx, [request.vm for request in requests])
+    wanted = Counter(Owner("tenant", request.tenant) for request in requests if request.tenant)
+    wanted[Owner("operator", caller.name)] = len(requests)
+    ask = partial(_claim, ctx, caller, action, wanted)
+    room = await ask()
     _, fence = await keys_in_use(ctx.records)
-    return [*checks, fence]
+    return _Admitted((*checks, *room.checks, fence), room.counts, ask)
+
+
+async def _claim(ctx: Context, caller: Caller, action: str, wanted: Mapping[Owner, int], vm: str = "") -> Claim:
+    try:
+        return await claim(ctx.store, ctx.records, wanted)
+    except Refused as error:
+        raise await ctx.refuse(caller, action, error, vm=vm) from None
 
 
 def _refuse_date(request: CreateVm, now: int) -> None:
@@ -127,19 +162,21 @@ def _new_key(request: CreateVm, now: int, caller: Caller, *, imported: bool = Fa
     return NewKey(request.vm, FIRST_VERSION, request.size, pack_attributes(attributes))
 
 
-async def _keep(ctx: Context, checks: Sequence[Check], records: Sequence[KeyRecord], entries: Sequence[bytes]) -> None:
+async def _keep(ctx: Context, admitted: _Admitted, records: Sequence[KeyRecord], entries: Sequence[bytes]) -> None:
     """The commit of new keys. Names were free in one snapshot, tombstones included, and a destruction can't put a
     tombstone where no key is, so the key's absence is all that is checked again."""
     kept = await ctx.try_commit(
-        checks=[*checks, *(Check(vm_key(record.vm), 0) for record in records)],
+        checks=[*admitted.checks, *(Check(vm_key(record.vm), 0) for record in records)],
         puts=[put for record in records for put in put_new(record)],
         entries=entries,
+        counts=admitted.counts,
     )
     if not kept:
         await _refuse_existing(ctx, [record.vm for record in records])
+        await admitted.ask_again()
         raise BadRequest(
             "policy.changed",
-            "a policy changed meanwhile, or the version of the HSM's keys that is in use",
+            "a policy or a quota changed meanwhile, or the version of the HSM's keys that is in use",
             hint="try again",
             status=HTTPStatus.CONFLICT,
         )
@@ -211,14 +248,27 @@ async def _rename(ctx: Context, caller: Caller, vm: str, action: str, facts: Fac
     if item is None:
         raise unknown_vm(vm)
     stored = open_vm(item)
+    room = await _moved(ctx, caller, stored, str(changes.get("tenant", stored.attributes.tenant)))
     changed: KeyAttributes = msgspec.structs.replace(stored.attributes, **changes)
     (record,) = await amend(ctx.custody, [(stored, changed)])
     puts, deletes = put_changed(stored, record)
     await ctx.commit(
-        checks=[stored.check],
+        checks=[stored.check, *room.checks],
         puts=puts,
         deletes=deletes,
         entries=[ctx.entry(caller, action, "done", vm=vm, facts=facts)],
+        counts=room.counts,
     )
     lease = await ctx.records.load(LEASES, vm)
     return vm_view(record, lease.value if lease else None, ctx.now())
+
+
+async def _moved(ctx: Context, caller: Caller, stored: StoredVm, tenant: str) -> Claim:
+    """What the commit must carry that gives a key to ``tenant``."""
+    before = stored.attributes.tenant
+    if tenant == before:
+        return Claim()
+    wanted = {Owner("tenant", tenant): 1} if tenant else {}
+    room = await _claim(ctx, caller, "vm.tenant", wanted, stored.record.vm)
+    freed = (Count(Owner("tenant", before).count_key, -1),) if before else ()
+    return Claim(room.checks, (*room.counts, *freed))

@@ -113,7 +113,7 @@ async def _rotate_many(call: Call) -> VmRotationView:
 
 
 async def _rotation(call: Call) -> VmRotationView:
-    return await vm_rotations.show(call.ctx, call.name("rotation"))
+    return await vm_rotations.show(call.ctx, call.name("name"))
 
 
 async def _rotations(call: Call) -> VmRotationPage:
@@ -128,6 +128,10 @@ async def _release_many(call: Call) -> BatchRelease:
     request: BatchReleaseRequest = call.body
     outcomes = await release.release_many(call.ctx, call.who, request.session, request.vms)
     return BatchRelease(items=tuple(_item(vm, outcome) for vm, outcome in zip(request.vms, outcomes, strict=True)))
+
+
+def _items(request: BatchReleaseRequest) -> int:
+    return len(request.vms)
 
 
 def _item(vm: str, outcome: Release | KeypeerError) -> BatchItem:
@@ -189,7 +193,17 @@ ROUTES = (
         act="vm.rotate",
     ),
     Route("GET", "/v1/vm-rotations", "List such rotations", STAFF, _rotations, answer=VmRotationPage, query=PAGE_QUERY),
-    Route("GET", "/v1/vm-rotations/{rotation}", "How far one is", STAFF, _rotation, answer=VmRotationView),
-    Route("POST", f"{_VM}/key/release", "Release a VM key", HOST, _release, ReleaseRequest, Release),
-    Route("POST", "/v1/releases", "Release many VM keys", HOST, _release_many, BatchReleaseRequest, BatchRelease),
+    Route("GET", "/v1/vm-rotations/{name}", "How far one is", STAFF, _rotation, answer=VmRotationView),
+    Route("POST", f"{_VM}/key/release", "Release a VM key", HOST, _release, ReleaseRequest, Release, rate="releases"),
+    Route(
+        "POST",
+        "/v1/releases",
+        "Release many VM keys",
+        HOST,
+        _release_many,
+        BatchReleaseRequest,
+        BatchRelease,
+        rate="releases",
+        cost=_items,
+    ),
 )

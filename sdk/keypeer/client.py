@@ -12,6 +12,7 @@ from urllib.parse import quote
 from keypeer.transport import Transport
 from keypeer.wire import messages as m
 from keypeer.wire.runtime import RuntimePolicy
+from keypeer.wire.tlog.tiles import Tile
 
 PAGE_DEFAULT = 100  # items; the service's own default
 _UNAVAILABLE = 503
@@ -173,6 +174,41 @@ class AsyncClient(Transport):
         query = {"vm": vm, "host": host}
         return await self.call("GET", "/v1/explanations", m.Explanation, query=query, repeat=True)
 
+    # ── signing keys ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def signing_keys(self) -> m.SigningKeyPage:
+        """The signing keys and their versions."""
+        return await self.call("GET", "/v1/signing-keys", m.SigningKeyPage, repeat=True)
+
+    async def rotate_signing_key(self, name: str) -> m.SigningKeyView:
+        """Makes a new version, which signs from then on (officer)."""
+        return await self.call("POST", f"/v1/signing-keys/{_name(name)}/rotation", m.SigningKeyView)
+
+    async def retire_signing_key(self, name: str, version: int, why: str) -> m.SigningKeyView:
+        """Lets nothing that an old version signed be good any more (officer)."""
+        path = f"/v1/signing-keys/{_name(name)}/versions/{version}/retirement"
+        return await self.call("POST", path, m.SigningKeyView, m.RetireVersion(why=why), repeat=True)
+
+    async def destroy_signing_key(self, name: str, version: int) -> m.SigningKeyView:
+        """Destroys an old version that nothing needs (officer)."""
+        path = f"/v1/signing-keys/{_name(name)}/versions/{version}"
+        return await self.call("DELETE", path, m.SigningKeyView, repeat=True)
+
+    # ── quotas ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def put_quota(self, kind: m.OwnerKind, name: str, max_keys: int | None) -> m.QuotaView:
+        """How many VM keys a tenant or an operator may have; None: any number (officer)."""
+        body = m.PutQuota(max_keys=max_keys)
+        return await self.call("PUT", f"/v1/quotas/{kind}/{_name(name)}", m.QuotaView, body, repeat=True)
+
+    async def quota(self, kind: m.OwnerKind, name: str) -> m.QuotaView:
+        """Quota and keys of one."""
+        return await self.call("GET", f"/v1/quotas/{kind}/{_name(name)}", m.QuotaView, repeat=True)
+
+    async def quotas(self, kind: m.OwnerKind, after: str = "", limit: int = PAGE_DEFAULT) -> m.QuotaPage:
+        """A page of those with a quota or with keys."""
+        return await self._page(f"/v1/quotas/{kind}", m.QuotaPage, after, limit)
+
     # ── VMs, audit, health ─────────────────────────────────────────────────────────────────────────────────────
 
     async def create_vm(self, request: m.CreateVm) -> m.VmView:
@@ -269,10 +305,34 @@ class AsyncClient(Transport):
     async def _vm_act(self, vm: str, act: str, body: m.Request) -> m.VmView:
         return await self.call("POST", f"/v1/vms/{_name(vm)}/{act}", m.VmView, body)
 
-    async def audit(self, after: int = 0, limit: int = PAGE_DEFAULT) -> m.AuditPage:
-        """Entries of the audit log after the first ``after`` ones (auditor)."""
-        query = {"after": after, "limit": limit}
+    async def audit(self, after: int = 0, limit: int = PAGE_DEFAULT, **wanted: str | int) -> m.AuditPage:
+        """Entries of the audit log after the first ``after`` ones, or with ``newest=1`` those below ``before``, newest
+        first (auditor). ``action``, ``outcome``, ``actor``, ``host``, ``vm``, ``code``, ``since`` and ``until`` (Unix
+        seconds) narrow it. Pass ``next`` as ``after``, or as ``before``."""
+        query: dict[str, str | int] = {"after": after, "limit": limit, **wanted}
         return await self.call("GET", "/v1/audit", m.AuditPage, query=query, repeat=True)
+
+    async def log_checkpoint(self, *, cosigned: bool = False) -> bytes:
+        """The audit log's signed head (C2SP tlog-checkpoint); the newest that witnesses cosigned when asked so."""
+        return await self.fetch("/v1/log/checkpoint", query={"cosigned": 1} if cosigned else None)
+
+    async def log_keys(self) -> m.LogKeys:
+        """What verifies checkpoints, as the service tells it."""
+        return await self.call("GET", "/v1/log/key", m.LogKeys, repeat=True)
+
+    async def log_tile(self, tile: Tile) -> bytes:
+        """A tile of the audit log, or a bundle of entries (C2SP tlog-tiles)."""
+        return await self.fetch(f"/v1/log/{tile.path}")
+
+    async def log_inclusion(self, sequence: int, size: int) -> m.InclusionProof:
+        """That an entry is among the first ``size`` of the audit log."""
+        query = {"sequence": sequence, "size": size}
+        return await self.call("GET", "/v1/log/inclusion", m.InclusionProof, query=query, repeat=True)
+
+    async def log_consistency(self, old: int, new: int) -> m.ConsistencyProof:
+        """That the audit log only grew from the one size to the other."""
+        query = {"from": old, "to": new}
+        return await self.call("GET", "/v1/log/consistency", m.ConsistencyProof, query=query, repeat=True)
 
     async def alive(self) -> m.HealthCheck:
         """Does a process answer? Needs no certificate."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from keypeer.wire import messages as wire
-from kms.flows import destructions
+from kms.errors import KeypeerError, Unavailable
+from kms.flows import destructions, vm_acts, vm_rotations, vms
+from kms.flows.context import Caller, Context
 from kms.keys.lifecycle import TABLE
 from kms.records import LEASES, OLD_PREFIX, TOMBSTONES, vm_key
+from kms.store.port import Commit, Outcome
 from tests.support.service import Host, Service, create_vm, good_host, put_demo_policy
-from tests.support.vm_lives import DAY, at, do, make, shown
+from tests.support.vm_lives import DAY, CommitsLost, Dying, Failing, at, do, make, shown
 
 
 @pytest.fixture(scope="module")
@@ -336,6 +340,80 @@ def test_rotations_have_an_end(service: Service) -> None:
         assert do(service, "life-19", "rotate").body["version"] == version
     reply = do(service, "life-19", "rotate")
     assert (reply.status, reply.code) == (409, "vm.versions")
+
+
+# ── bad moments ────────────────────────────────────────────────────────────────────────────────────────────────
+
+OFFICER = Caller("officer", "officer", b"", b"")
+WORK = {
+    "suspend": lambda ctx, vm: vm_acts.act(ctx, OFFICER, vm, "suspend", wire.VmAct()),
+    "destroy": lambda ctx, vm: vm_acts.destroy(ctx, OFFICER, vm, wire.DestroyVm()),
+    "rotate": lambda ctx, vm: vm_rotations.rotate(ctx, OFFICER, vm, wire.RotateVm()),
+    "tenant": lambda ctx, vm: vms.set_tenant(ctx, OFFICER, vm, "acme"),
+}
+
+
+async def everything(ctx: Context, vm: str) -> dict[bytes, bytes]:
+    """All records that name the VM."""
+    return {item.key: item.value async for item in ctx.store.export(b"") if vm.encode() in item.key}
+
+
+@pytest.mark.parametrize("act", WORK)
+async def test_a_process_that_dies_at_the_commit_leaves_all_or_nothing(service: Service, act: str) -> None:
+    vm = f"dies-{act}"
+    create_vm(service, vm)
+    async with at(service, 0) as ctx:
+        before, size = await everything(ctx, vm), (await ctx.store.log_head()).size
+        with pytest.raises(CommitsLost):
+            await WORK[act](replace(ctx, store=Dying(ctx.store, after=False)), vm)
+        assert (await everything(ctx, vm), (await ctx.store.log_head()).size) == (before, size)
+        with pytest.raises(CommitsLost):
+            await WORK[act](replace(ctx, store=Dying(ctx.store, after=True)), vm)
+        assert await everything(ctx, vm) != before
+        assert (await ctx.store.log_head()).size == size + 1, "the change and its entry are one"
+
+
+@pytest.mark.parametrize("act", WORK)
+async def test_an_hsm_that_fails_changes_nothing(service: Service, act: str) -> None:
+    vm = f"fails-{act}"
+    create_vm(service, vm)
+    async with at(service, 0) as ctx:
+        before, size = await everything(ctx, vm), (await ctx.store.log_head()).size
+        with pytest.raises(Unavailable, match="the module hangs"):
+            await WORK[act](replace(ctx, custody=Failing(ctx)), vm)
+        assert (await everything(ctx, vm), (await ctx.store.log_head()).size) == (before, size)
+
+
+@pytest.mark.parametrize("act", WORK)
+async def test_another_act_that_comes_first_wins(service: Service, act: str) -> None:
+    vm = f"races-{act}"
+    create_vm(service, vm)
+    async with at(service, 0) as ctx:
+
+        class Racing(Dying):
+            async def commit(self, change: Commit) -> Outcome:
+                assert do(service, vm, "compromise").status == 200
+                return await self._store.commit(change)
+
+        with pytest.raises(KeypeerError, match=r"store\.conflict"):
+            await WORK[act](replace(ctx, store=Racing(ctx.store, after=False)), vm)
+    view = shown(service, vm)
+    assert (view.state, view.version, view.destroy_at, view.tenant) == ("compromised", 1, None, None)
+
+
+async def test_an_erasure_that_dies_is_done_by_the_next_step(service: Service) -> None:
+    create_vm(service, "life-20")
+    do(service, "life-20", "rotate", readable=60)
+    do(service, "life-20", "destroy", after=DAY)
+    async with at(service, DAY + 60) as ctx:
+        for after in (False, True):
+            with pytest.raises(CommitsLost):
+                await destructions.step(replace(ctx, store=Dying(ctx.store, after=after)))
+        for _ in range(2):  # the second finds nothing to do
+            await destructions.step(ctx)
+        assert list(await everything(ctx, "life-20")) == [TOMBSTONES.key("life-20")]
+    erased = [e for e in service.audit() if (e["vm"], e["action"], e["outcome"]) == ("life-20", "vm.erase", "done")]
+    assert len([entry for entry in erased if "versions" in entry["facts"]]) == 1
 
 
 # ── any history ────────────────────────────────────────────────────────────────────────────────────────────────

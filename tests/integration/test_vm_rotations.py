@@ -11,14 +11,12 @@ import pytest
 
 from keypeer.wire import messages as wire
 from kms import limits
-from kms.custody.port import OperationError
 from kms.errors import Unavailable
 from kms.flows import vm_rotations
-from kms.flows.context import Context
 from kms.records import VM_PREFIX
-from kms.store.port import Commit, Outcome, Store
+from kms.store.port import Commit, Outcome
 from tests.support.service import Service, good_host
-from tests.support.vm_lives import at, do, listed, shown
+from tests.support.vm_lives import CommitsLost, Dying, Failing, at, do, listed, shown
 
 
 def make_many(service: Service, prefix: str, count: int, **fields: Any) -> list[str]:
@@ -81,13 +79,10 @@ async def test_by_tenant_in_pages(service: Service, monkeypatch: pytest.MonkeyPa
     ]
 
 
-class CommitsLost(Exception):
-    """The process died here."""
-
-
 async def test_killed_between_any_two_commits_it_goes_on(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step dies at its commit, before or after it; no key is rotated twice, none is left out."""
     monkeypatch.setattr(limits, "ROTATION_PAGE", 5)
+    monkeypatch.setattr(limits, "ROTATION_STEP_PAGES", 1)
     names = make_many(service, "rot-c", 23, labels={"wave": "c"})
     rotation = start(service, labels={"wave": "c"})
     await older(service, rotation)
@@ -103,23 +98,7 @@ async def test_killed_between_any_two_commits_it_goes_on(service: Service, monke
     assert {shown(service, vm).version for vm in names} == {2}
 
 
-class Dying:
-    """A store whose process dies at its first commit."""
-
-    def __init__(self, store: Store, *, after: bool) -> None:
-        self._store = store
-        self._after = after
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    async def commit(self, change: Commit) -> Outcome:
-        if self._after:
-            await self._store.commit(change)
-        raise CommitsLost
-
-
-async def test_a_key_that_changes_meanwhile_is_not_torn(service: Service) -> None:
+async def test_a_key_that_changes_meanwhile_is_not_torn(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page conflicts, nothing of it is applied, and the next step has it."""
     names = make_many(service, "rot-d", 4, tenant="rot-d")
     rotation = start(service, tenant="rot-d")
@@ -131,6 +110,7 @@ async def test_a_key_that_changes_meanwhile_is_not_torn(service: Service) -> Non
                 do(service, names[2], "suspend")
                 return await self._store.commit(change)
 
+        monkeypatch.setattr(limits, "ROTATION_STEP_PAGES", 1)
         await vm_rotations.step(replace(ctx, store=Racing(ctx.store, after=False)))
         assert progress(service, rotation.rotation).rotated == 0
         assert {shown(service, vm).version for vm in names} == {1}
@@ -151,19 +131,6 @@ async def test_an_hsm_that_fails_in_between_changes_nothing_and_is_told(service:
     assert {shown(service, vm).version for vm in names} == {1}
     ended = await finish(service, rotation.rotation)
     assert (ended.rotated, ended.trouble) == (4, "")
-
-
-class Failing:
-    """The HSM workers, of which the one that amends is lost."""
-
-    def __init__(self, ctx: Context) -> None:
-        self._custody = ctx.custody
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._custody, name)
-
-    async def amend(self, amendments: list[Any]) -> list[OperationError]:
-        return [OperationError("hsm.gone", "the module hangs", retryable=True) for _ in amendments]
 
 
 async def test_a_tampered_record_is_told_and_stops_no_other(service: Service) -> None:

@@ -128,8 +128,10 @@ async def test_a_change_leaves_no_index_record_behind(before: KeyAttributes, aft
     assert left == dict(put_new(record("web-1", after)))
 
 
-async def test_a_plain_key_costs_no_index() -> None:
-    assert len(put_new(record("web-1", KeyAttributes("eu", NOW, "operator")))) == 1
+async def test_a_plain_key_costs_one_small_record() -> None:
+    ((key, value),) = put_new(record("6f1c1c9e-7b1e-4a4e-9f39-0f5b8f1f3a52", KeyAttributes("eu", NOW, "operator")))
+    assert len(key) == 39
+    assert len(value) <= 72 + 32 + 30, "wrapped key, MAC, and little else"
 
 
 async def test_the_first_releases_records_still_read_and_name_their_vm() -> None:

@@ -38,6 +38,7 @@ class Reply:
     status: int
     body: Any
     type: str
+    headers: dict[str, str] = field(default_factory=dict)
 
     @property
     def code(self) -> str:
@@ -80,12 +81,17 @@ class Caller:
                 data, kind = answer.read(), answer.headers.get_content_type()
                 if answer.will_close:
                     self.close()
-                return Reply(answer.status, msgspec.json.decode(data) if kind.endswith("json") and data else data, kind)
+                body = msgspec.json.decode(data) if kind.endswith("json") and data else data
+                return Reply(answer.status, body, kind, dict(answer.headers))
             except (http.client.HTTPException, ConnectionError, ssl.SSLEOFError):
                 self.close()
                 if attempt == 2:
                     raise
         raise AssertionError("unreachable")
+
+    def head(self, path: str) -> dict[str, str]:
+        """The headers of a GET."""
+        return self.raw("GET", path).headers
 
     def get(self, path: str) -> Reply:
         return self.raw("GET", path)

@@ -10,8 +10,10 @@ from typing import Any
 
 from keypeer.wire import messages as wire
 from kms.app import open_context
+from kms.custody.port import OperationError
 from kms.flows.context import Context
 from kms.settings import read_home
+from kms.store.port import Commit, Outcome, Store
 from tests.support.service import Reply, Service
 
 DAY = 86_400
@@ -51,3 +53,36 @@ def listed(service: Service, query: str = "", limit: int = 100) -> list[str]:
         names += [view.vm for view in page.items]
         after = page.next
     return names
+
+
+class CommitsLost(Exception):
+    """The process died here."""
+
+
+class Dying:
+    """A store whose process dies at its first commit."""
+
+    def __init__(self, store: Store, *, after: bool) -> None:
+        self._store = store
+        self._after = after
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def commit(self, change: Commit) -> Outcome:
+        if self._after:
+            await self._store.commit(change)
+        raise CommitsLost
+
+
+class Failing:
+    """The HSM workers, of which the one that amends is lost."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._custody = ctx.custody
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._custody, name)
+
+    async def amend(self, amendments: list[Any]) -> list[OperationError]:
+        return [OperationError("hsm.gone", "the module hangs", retryable=True) for _ in amendments]

@@ -21,10 +21,13 @@ _NOUNS = {
     "completion": "keypeer.cli.completion",
     "geo-tag": "keypeer.cli.geo_tag",
     "host": "keypeer.cli.host",
+    "operator": "keypeer.cli.tenant",
     "kek": "keypeer.cli.kek",
     "keys": "keypeer.cli.keys",
     "policy": "keypeer.cli.policy",
     "runtime": "keypeer.cli.runtime",
+    "signing-key": "keypeer.cli.signing_key",
+    "tenant": "keypeer.cli.tenant",
     "vm": "keypeer.cli.vm",
 }
 _GROUP = "keypeer.commands"

@@ -33,7 +33,7 @@ T = TypeVar("T")
 _HOME_HELP = "keypeer's folder: $KEYPEER_HOME, else .keypeer here, else ~/.config/keypeer."
 home_option = click.option("--home", type=click.Path(file_okay=False, path_type=Path), default=None, help=_HOME_HELP)
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
-_as_option = click.option(
+as_option = click.option(
     "--as", "identity", envvar="KEYPEER_AS", default=None, help="Identity to call as: a folder in HOME/identities."
 )
 
@@ -71,7 +71,7 @@ def command(role: str) -> Callable[[Callable[Concatenate[AsyncClient, P], Awaita
 
     def decorate(work: Callable[Concatenate[AsyncClient, P], Awaitable[int | None]]) -> Callable[..., None]:
         @home_option
-        @_as_option
+        @as_option
         @json_option
         @functools.wraps(work)
         def run(home: Path | None, identity: str | None, *args: P.args, **kwargs: P.kwargs) -> None:

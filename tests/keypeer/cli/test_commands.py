@@ -82,6 +82,7 @@ def problem(status: int) -> ProblemError:
         (problem(404), Exit.BAD_INPUT),
         (problem(409), Exit.BAD_INPUT),
         (problem(422), Exit.BAD_INPUT),
+        (problem(429), Exit.UNAVAILABLE),
         (problem(500), Exit.UNAVAILABLE),
         (problem(503), Exit.UNAVAILABLE),
         (problem(507), Exit.UNAVAILABLE),

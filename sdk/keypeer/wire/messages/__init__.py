@@ -23,6 +23,7 @@ from keypeer.wire.messages.attestation import (
     Purpose,
     RuntimeView,
     SessionGrant,
+    SessionKeyLink,
     SignedAttest,
     SignedGeoTag,
 )
@@ -97,8 +98,18 @@ from keypeer.wire.messages.policies import (
     TpmRule,
     VmRule,
 )
+from keypeer.wire.messages.quotas import OwnerKind, PutQuota, QuotaPage, QuotaView
 from keypeer.wire.messages.rotation import DestroyedVersion, KeyPage, KeyView, RotationView
-from keypeer.wire.messages.service import AuditPage, AuditView, HealthCheck, Readiness
+from keypeer.wire.messages.service import (
+    AuditPage,
+    AuditView,
+    ConsistencyProof,
+    HealthCheck,
+    InclusionProof,
+    LogKeys,
+    Readiness,
+)
+from keypeer.wire.messages.signing import RetireVersion, SigningKeyPage, SigningKeyView, SigningVersionView
 
 __all__ = [
     "BATCH_MAX",
@@ -120,6 +131,7 @@ __all__ = [
     "BootView",
     "Challenge",
     "ChallengeRequest",
+    "ConsistencyProof",
     "CreateVm",
     "CreateVmBatch",
     "CreatedVms",
@@ -148,6 +160,7 @@ __all__ = [
     "ImaLog",
     "ImportKeyView",
     "ImportVm",
+    "InclusionProof",
     "IssueGeoTag",
     "Jwk",
     "JwkSet",
@@ -155,8 +168,10 @@ __all__ = [
     "KeyView",
     "LaunchLog",
     "LeaseView",
+    "LogKeys",
     "LogPositions",
     "OldVersionView",
+    "OwnerKind",
     "PlatformRule",
     "PolicyDocument",
     "PolicyPage",
@@ -164,12 +179,16 @@ __all__ = [
     "Problem",
     "Purpose",
     "PutBaseline",
+    "PutQuota",
+    "QuotaPage",
+    "QuotaView",
     "Readiness",
     "ReasonView",
     "RecordBaseline",
     "Release",
     "ReleaseRequest",
     "Request",
+    "RetireVersion",
     "RevokeHost",
     "RotateVm",
     "RotateVms",
@@ -180,10 +199,14 @@ __all__ = [
     "RuntimeRule",
     "RuntimeView",
     "SessionGrant",
+    "SessionKeyLink",
     "SetLabels",
     "SetTenant",
     "SignedAttest",
     "SignedGeoTag",
+    "SigningKeyPage",
+    "SigningKeyView",
+    "SigningVersionView",
     "TpmRule",
     "VmAct",
     "VmPage",
