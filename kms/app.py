@@ -49,9 +49,8 @@ async def open_store(home: Home) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def open_custody(home: Home, *, background: bool = False) -> AsyncIterator[HsmClient]:
-    """The client of the running HSM workers; in the background with frames that hold others up less."""
-    frame = limits.HSM_FRAME_OPERATIONS_BACKGROUND if background else limits.HSM_FRAME_OPERATIONS_MAX
-    custody = HsmClient(home.hsm_sockets(), frame_operations_max=frame)
+    """The client of the running HSM workers; in the background one that gives way to the others."""
+    custody = HsmClient(home.hsm_sockets(), background=background)
     await custody.start()
     try:
         yield custody

@@ -209,11 +209,10 @@ ROTATION_FAILURES_SHOWN = 100  # records that couldn't be moved, told by name; a
 ROTATION_STEP_S = 1.0  # seconds between looks for a rotation to do
 KEY_USERS_SHOWN = 10  # records or hosts that need an old version, told by name; all are counted
 HSM_FRAME_OPERATIONS_BACKGROUND = 32  # operations a frame of the background: some 4 ms that a release waits
-HSM_DESCRIBE_S = 30.0  # seconds for a worker to look its token over; it answers what waits first
+HSM_WORKER_ANSWER_S = 30.0  # seconds for one worker to make a key or look its token over, after what waits first
 
 # ── signing keys ───────────────────────────────────────────────────────────────────────────────────────────────
 SIGNING_VERSIONS_MAX = 64  # versions listed of one key, destroyed ones included; some 200 bytes each
 SIGNING_LOST_MAX = 8  # versions made by attempts that ended before their commit, in a row
 AUDIT_OVERLAP_S = 30 * 86400  # seconds in which checkpoints carry the signature of the key before, too
-KEY_USERS_SHOWN = 10  # hosts that need an old version, told by name; all are counted
 SIGNING_CLAIM_S = 60  # seconds; an HSM operation is given up after 4 attempts of 5 s and as long a wait for a worker

@@ -178,7 +178,7 @@ class Service:
         """The running "web", "hsm" or "background" processes."""
         assert self.process is not None
         sign = {"web": "worker", "hsm": "hsm_adapter", "background": "background"}[kind]
-        return [child for child in psutil.Process(self.process.pid).children() if sign in child.cmdline()]
+        return [child for child in psutil.Process(self.process.pid).children() if sign in _command(child)]
 
     def caller(self, role: str) -> Caller:
         """The first officer, operator or auditor; or "anyone", without a certificate."""
@@ -196,6 +196,14 @@ class Service:
             entries += page
             if len(page) < 1000:
                 return entries
+
+
+def _command(process: psutil.Process) -> list[str]:
+    """Its command line; none of one that has just died."""
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
 
 
 @contextmanager
