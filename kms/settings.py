@@ -96,7 +96,7 @@ class WitnessSettings(_Table, frozen=True, kw_only=True):
 class AuditSettings(_Table, frozen=True, kw_only=True):
     """``origin`` names the log for good. ``witnesses_required``: how many must be watching, or it isn't ready."""
 
-    origin: Annotated[str, Meta(pattern=r"^[^\s+]*$", max_length=limits.LOG_ORIGIN_CHARS_MAX)] = ""
+    origin: Annotated[str, Meta(pattern=r"^[!-*,-~]*$", max_length=limits.LOG_ORIGIN_CHARS_MAX)] = ""
     witness: Annotated[tuple[WitnessSettings, ...], Meta(max_length=limits.WITNESSES_MAX)] = ()
     witnesses_required: Annotated[int, Meta(ge=0, le=limits.WITNESSES_MAX)] = 0
 
