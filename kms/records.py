@@ -155,6 +155,8 @@ def decode_vm(item: Item) -> KeyRecord:
                 raise tampered(item.key)
             return record
         stored = _stored_key.decode(item.value)
+        if item.key.startswith(OLD_PREFIX) and item.key != old_key(vm, stored.key_version):
+            raise tampered(item.key)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise tampered(item.key) from None
     return KeyRecord(

@@ -118,6 +118,15 @@ def test_a_good_release_opens(size: int) -> None:
         assert (key.lease_expires_at, key.grace) == (NOW + 600, 300)
 
 
+@pytest.mark.parametrize("asked", [1, 3])
+def test_another_version_than_asked_for_is_refused(asked: int) -> None:
+    with opened() as session, session.open(Hsm(version=2).release(), "web-1", 2) as key:
+        assert key.version == 2
+    with opened() as session, pytest.raises(ReleaseForged) as caught:
+        session.open(Hsm(version=2).release(), "web-1", asked)
+    assert caught.value.code == "release.version"
+
+
 MADE_FOR_OTHERS = {
     "another VM": Hsm(vm="web-2"),
     "another host": Hsm(host="iad-1"),
