@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
 
 import pkcs11
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -23,8 +22,6 @@ from hsm_adapter.keys import Keys, find_keys, handle_of
 from hsm_adapter.mechanisms import Capabilities
 from hsm_adapter.pin import Pin
 from hsm_adapter.translate import translated
-
-_SIGNING_REFRESH_S: Final = 1.0  # seconds; a new version is used right after another worker made it
 
 
 class Library:
@@ -110,8 +107,11 @@ class Token:
         """That version of a signing key, 0: the newest. Raises Unusable(hsm.key_missing)."""
         newest = max(self.keys.signing[name])
         wanted = version or newest
-        if wanted not in self.keys.signing[name] and time.monotonic() - self._refreshed >= _SIGNING_REFRESH_S:
-            self.refresh()
+        if wanted > newest or (
+            wanted not in self.keys.signing[name]
+            and time.monotonic() - self._refreshed >= limits.KEY_REFRESH_INTERVAL_S
+        ):
+            self.refresh()  # another worker has just made it
         found = self.keys.signing[name].get(wanted)
         if found is None:
             raise Unusable("hsm.key_missing", f"the token has no version {wanted} of keypeer/{name}")

@@ -44,9 +44,8 @@ class AttestationProfile:
 
 @dataclass(frozen=True, slots=True)
 class LogProfile:
-    """How the audit log is signed and witnessed. ``origin`` as the settings have it, "" when they don't say; ``keys``
-    are the Ed25519 public keys (32 bytes) by version, the newest of which signs; ``required`` is how many witnesses
-    must be watching for the service to be ready."""
+    """How the audit log is signed and witnessed. ``origin`` as the settings have it, "" when they don't say;
+    ``required`` is how many witnesses must be watching for the service to be ready."""
 
     origin: str
     client: WitnessClient

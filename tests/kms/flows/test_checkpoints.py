@@ -98,7 +98,7 @@ async def test_after_a_rotation_the_newest_key_signs_and_all_verify(ctx: Context
     await signing_keys.rotate(ctx, Caller("officer", "anna", b"", b""), "audit")
     keys = await log_keys(ctx)
     assert (keys[1], len(keys)) == (newest, 2)
-    assert (await signed(ctx)).size == size + 1 == first.size + 1  # the entry that tells of the rotation
+    assert (await signed(ctx)).size == size + 2 == first.size + 2  # the entries that tell of the rotation
     note = parse_note((await checkpoints.current(ctx)).encode())
     assert [signature.key_id for signature in note.signatures] == [key.key_id for key in keys]
     await grow(ctx)
