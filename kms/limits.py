@@ -161,6 +161,7 @@ OLD_VERSIONS_MAX = 16  # versions of one VM that are still readable; each is a r
 LIST_SCAN_MAX = 1000  # records that one page of a list looks at, some 5 µs each; PAGE_MAX, or pages would be short
 LIST_TOMBSTONES_MAX = 500  # destroyed keys that a page looks at; each record's seal is an HSM operation
 LIST_PROBE = 64  # index records read to see which index of a filter is the sparsest
+DUE_INTERVAL_S = 1.0  # seconds between looks at what fell due; an empty look is one read
 DUE_STEP_MAX = 1000  # keys that one step settles, some 0.2 s; SCAN_MAX
 DUE_RETRY_S = 3600  # seconds until a key is looked at again that couldn't be settled
 ROTATION_PAGE = 256  # VMs that a rotation looks at between two commits; one HSM frame
