@@ -317,8 +317,6 @@ class HsmClient:
                 await asyncio.sleep(limits.HSM_RECONNECT_S)
                 continue
             self._connections[path] = connection
-            if self._background:
-                self._send_alone(connection, Background())
             self._ping(connection)
             await connection.closed
             del self._connections[path]
