@@ -86,7 +86,7 @@ class Engine:
 
     def execute(self, operation: p.Operation) -> p.Result:
         """The operation's result, or an OperationError; never raises HsmError."""
-        if isinstance(operation, p.Ping):
+        if isinstance(operation, p.Ping | p.Background):
             return self._pong()
         self.operations += 1
         try:

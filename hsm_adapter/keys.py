@@ -10,7 +10,7 @@ from typing import Final
 
 import pkcs11
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from pkcs11 import Attribute, ObjectClass
 
 from hsm_adapter import limits
@@ -27,6 +27,7 @@ SIGNING_LABELS: Final = {
     "appraisal": "keypeer/appraisal",
     "session": "keypeer/session",
 }
+IMPORT_LABEL: Final = "keypeer/import"  # RSA: unwraps VM keys that were made elsewhere
 
 Labelled = dict[str, list[pkcs11.Object]]
 
@@ -34,18 +35,21 @@ Labelled = dict[str, list[pkcs11.Object]]
 @dataclass(frozen=True, slots=True)
 class Keys:
     """Handles of the long-lived keys. ``signing`` and ``signing_public`` (SubjectPublicKeyInfo DER): by name
-    and version."""
+    and version. ``importing``: handle and SubjectPublicKeyInfo DER; None on a token that was provisioned before there
+    were imports."""
 
     keks: dict[int, int]
     macs: dict[int, int]
     signing: dict[str, dict[int, pkcs11.SignMixin]]
     signing_public: dict[str, dict[int, bytes]]
     kek_check_values: dict[int, bytes]
+    importing: tuple[int, bytes] | None = None
 
     @property
     def public_keys(self) -> dict[str, bytes]:
-        """The newest version of each signing key."""
-        return {name: versions[max(versions)] for name, versions in self.signing_public.items()}
+        """The newest version of each signing key, and ``import``."""
+        newest = {name: versions[max(versions)] for name, versions in self.signing_public.items()}
+        return newest | ({"import": self.importing[1]} if self.importing else {})
 
     @property
     def current_kek(self) -> int:
@@ -80,6 +84,9 @@ def find_keys(session: pkcs11.Session, working: Callable[[pkcs11.Object], int]) 
                 for name, label in SIGNING_LABELS.items()
             },
             kek_check_values={version: _check_value(key) for version, key in keks.items()},
+            importing=(handle_of(_fit(_named(privates, IMPORT_LABEL))), _rsa_spki(_named(publics, IMPORT_LABEL)))
+            if IMPORT_LABEL in privates
+            else None,
         )
 
 
@@ -165,6 +172,15 @@ def _spki(key: pkcs11.Object) -> bytes:
         public = ed25519.Ed25519PublicKey.from_public_bytes(point)
     else:
         public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
+    return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _rsa_spki(key: pkcs11.Object) -> bytes:
+    """SubjectPublicKeyInfo DER of an RSA public key object."""
+    modulus, exponent = (
+        int.from_bytes(key[attribute], "big") for attribute in (Attribute.MODULUS, Attribute.PUBLIC_EXPONENT)
+    )
+    public = rsa.RSAPublicNumbers(exponent, modulus).public_key()
     return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 

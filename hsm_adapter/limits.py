@@ -28,6 +28,7 @@ SELF_TEST_INTERVAL_S = 60.0  # seconds
 HEAL_BACKOFF_S = 1.0  # seconds between attempts to reopen a broken token
 KEY_REFRESH_INTERVAL_S = 1.0  # seconds between searches for a key version the worker doesn't know
 DRAIN_S = 5.0  # seconds that clients have to read their last replies after SIGTERM or at recycling
+BACKGROUND_STARVE_S = 0.05  # seconds after which a background frame is served though others wait
 LISTEN_BACKLOG = 64  # connections waiting for accept
 
 # ── the token ──────────────────────────────────────────────────────────────────────────────────────────────────

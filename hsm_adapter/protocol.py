@@ -186,6 +186,11 @@ class Ping(Struct, frozen=True, array_like=True, tag=True):
     """Ask for the worker's health without touching the token → :class:`Pong`."""
 
 
+class Background(Struct, frozen=True, array_like=True, tag=True):
+    """From the next frame on, this connection is served when no other has a frame waiting, or every
+    limits.BACKGROUND_STARVE_S → :class:`Pong`. For long work beside that of callers who wait."""
+
+
 class Describe(Struct, frozen=True, array_like=True, tag=True):
     """Look the token over again, new key versions included → :class:`Description`."""
 
@@ -207,6 +212,7 @@ Operation = (
     | DestroyVersion
     | ReadAnchor
     | WriteAnchor
+    | Background
 )
 
 

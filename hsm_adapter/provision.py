@@ -18,9 +18,9 @@ from typing import Final
 import pkcs11
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 
-from hsm_adapter import hardening
+from hsm_adapter import hardening, limits
 from hsm_adapter.errors import HsmError, Unusable
-from hsm_adapter.keys import KEK_LABEL, MAC_LABEL, SIGNING_LABELS
+from hsm_adapter.keys import IMPORT_LABEL, KEK_LABEL, MAC_LABEL, SIGNING_LABELS
 from hsm_adapter.pin import Pin, read_pin
 from hsm_adapter.token import Library
 from hsm_adapter.translate import translated
@@ -76,6 +76,9 @@ def create_keys(module: str, label: str, pin: Pin) -> tuple[str, ...]:
             if not _labels(session, ObjectClass.PRIVATE_KEY, key_label):
                 create_signing(session, name, key_label)
                 made.append(key_label)
+        if IMPORT_LABEL not in _labels(session, ObjectClass.PRIVATE_KEY, IMPORT_LABEL):
+            _create_import(session)
+            made.append(IMPORT_LABEL)
         return tuple(made)
 
 
@@ -132,6 +135,24 @@ def create_signing(session: pkcs11.Session, name: str, label: str) -> None:
         _create_pair(session, KeyType.EC_EDWARDS, Mechanism.EC_EDWARDS_KEY_PAIR_GEN, by_oid, label)
     except HsmError:
         _create_pair(session, KeyType.EC_EDWARDS, Mechanism.EC_EDWARDS_KEY_PAIR_GEN, by_name, label)
+
+
+def _create_import(session: pkcs11.Session) -> None:
+    with translated("C_GenerateKeyPair"):
+        session.generate_keypair(
+            KeyType.RSA,
+            limits.RSA_MODULUS_BYTES * 8,
+            label=IMPORT_LABEL,
+            store=True,
+            public_template={Attribute.PRIVATE: False, Attribute.ENCRYPT: False, Attribute.VERIFY: False},
+            private_template={
+                **_STAYS,
+                Attribute.UNWRAP: True,
+                Attribute.DECRYPT: False,
+                Attribute.SIGN: False,
+                Attribute.DERIVE: False,
+            },
+        )
 
 
 def _create_pair(session: pkcs11.Session, kind: KeyType, mechanism: Mechanism, params: bytes, label: str) -> None:

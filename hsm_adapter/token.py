@@ -94,6 +94,12 @@ class Token:
         """The handle of record-mac ``version``. Raises Unusable(hsm.key_missing)."""
         return self._version("record-mac", lambda keys: keys.macs, version)
 
+    def importing(self) -> int:
+        """The handle of the private key for imports. Raises Unusable(hsm.key_missing)."""
+        if self.keys.importing is None:
+            raise Unusable("hsm.key_missing", "the token has no keypeer/import; run the provisioning")
+        return self.keys.importing[0]
+
     def signing(self, name: str, version: int) -> pkcs11.SignMixin:
         """That version of a signing key, 0: the newest. Raises Unusable(hsm.key_missing)."""
         newest = max(self.keys.signing[name])

@@ -15,8 +15,7 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from keypeer.wire.encoding import WireError
-from keypeer.wire.tlog.note import COSIGNATURE, VerifierKey
+from keypeer.wire.tlog.note import VerifierKey
 from kms import limits
 from kms.custody.client import HsmClient
 from kms.errors import BadRequest
@@ -93,21 +92,10 @@ async def open_witnesses() -> AsyncIterator[HttpWitnesses]:
 def log_profile(home: Home, client: WitnessClient) -> LogProfile:
     """How the audit log is signed and witnessed."""
     audit = home.settings.audit
-    try:
-        witnesses = tuple(Witness(each.url, VerifierKey.parse(each.key)) for each in audit.witness)
-    except WireError as error:
-        raise BadRequest("settings.invalid", f"audit.witness: {error}", hint="NAME+ID+KEY, as it tells it") from None
-    names = {witness.name for witness in witnesses if witness.key.kind == COSIGNATURE}
-    if len(names) < max(len(witnesses), audit.witnesses_required):
-        raise BadRequest(
-            "settings.invalid",
-            "audit.witness: each needs a name of its own and a key that cosigns (type 4); no more can be required",
-            hint="the witness' own page tells its key",
-        )
     return LogProfile(
         origin=audit.origin,
         client=client,
-        witnesses=witnesses,
+        witnesses=tuple(Witness(each.url, VerifierKey.parse(each.key)) for each in audit.witness),
         required=audit.witnesses_required,
     )
 

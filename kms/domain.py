@@ -414,6 +414,67 @@ class Quota(Record, frozen=True):
     updated_by: str
 
 
+# ── background and rotation of the HSM's keys ──────────────────────────────────────────────────────────────────
+
+HEARTBEAT = "background"
+
+
+class JobNote(Record, frozen=True):
+    """How a background job fares: failures in a row since when, and the last one's code; 0: it works."""
+
+    job: str
+    failures: int = 0
+    code: str = ""
+    detail: str = ""
+    since: int = 0
+    at: int = 0
+
+
+RotatedKey = Literal["kek", "record-mac"]
+RotationState = Literal["starting", "running", "complete", "incomplete"]
+
+
+class KeysInUse(Record, frozen=True):
+    """The versions that whatever is new is made under: key → version. Moved by each rotation once every HSM worker
+    knows the new version, and by each destruction; whoever stores what the HSM wrapped anew checks that it hasn't moved
+    since before he asked, so that nothing can appear under an older version behind a rotation's back."""
+
+    versions: dict[str, int]
+
+
+class KeyRotation(Record, frozen=True):
+    """A rotation of a key in the HSM to version ``to``, the last one of this key. ``failures``: (record's store key,
+    code) of the first of ``failed`` records that couldn't be moved."""
+
+    key: RotatedKey
+    to: int
+    state: RotationState
+    started_at: int
+    started_by: str
+    paused: bool = False
+    total: int = 0
+    finished_at: int = 0
+    failed: int = 0
+    failures: tuple[tuple[str, str], ...] = ()
+
+
+class RotationProgress(Record, frozen=True):
+    """How far a rotation is (kms.keys.rotation). ``seen``, ``changed`` and ``failed`` count in this round, ``done`` in
+    all; ``rate`` is records a second lately."""
+
+    to: int
+    round: int = 1
+    prefix: bytes = b""
+    cursor: bytes = b""
+    seen: int = 0
+    changed: int = 0
+    done: int = 0
+    failed: int = 0
+    failures: tuple[tuple[str, str], ...] = ()
+    rate: int = 0
+    at: int = 0
+
+
 SigningName = Literal["geo", "appraisal", "session", "audit"]
 
 

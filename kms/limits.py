@@ -161,14 +161,15 @@ OLD_VERSIONS_MAX = 16  # versions of one VM that are still readable; each is a r
 LIST_SCAN_MAX = 1000  # records that one page of a list looks at, some 5 µs each; PAGE_MAX, or pages would be short
 LIST_TOMBSTONES_MAX = 500  # destroyed keys that a page looks at; each record's seal is an HSM operation
 LIST_PROBE = 64  # index records read to see which index of a filter is the sparsest
-DUE_STEP_MAX = 500  # keys that one step settles; two HSM operations and a commit each
+DUE_STEP_MAX = 1000  # keys that one step settles, some 0.2 s; SCAN_MAX
 DUE_RETRY_S = 3600  # seconds until a key is looked at again that couldn't be settled
-ROTATION_PAGE = 256  # VMs that one step of a rotation looks at; one HSM frame
+ROTATION_PAGE = 256  # VMs that a rotation looks at between two commits; one HSM frame
+ROTATION_STEP_PAGES = 8  # pages of each rotation a step; a second or so
 ROTATIONS_AT_ONCE = 16  # rotations of many keys that run at the same time
 DUE_TOGETHER = 64  # keys settled at the same time, so that their commits share an fsync
 # ── audit log ──────────────────────────────────────────────────────────────────────────────────────────────────
 LOG_ENTRY_BYTES_MAX = 65_535  # bytes; an entry's length in a bundle is a u16 (C2SP tlog-tiles, "Log entries")
-LOG_VMS_AN_ENTRY_MAX = 400  # VMs named in one entry, each with a policy: two names of 63 characters, quoted
+LOG_VMS_AN_ENTRY_MAX = 300  # VMs named in one entry, each with policy and tenant: names of 63 characters, quoted
 LOG_FACT_BYTES_MAX = 512  # bytes of JSON of one fact that are kept of an entry that would be too large
 LOG_REASONS_MAX = 16  # reasons that are kept of an entry that would be too large
 LOG_REASON_CHARS_MAX = 128  # characters of each of their four texts; up to six bytes each in JSON
@@ -182,6 +183,32 @@ WITNESS_ANSWER_BYTES_MAX = 16 * 1024  # bytes; a cosignature has some 150
 WITNESS_BACKOFF_MAX_S = 60  # seconds between attempts at a witness that failed; doubles from 1
 WITNESS_FRESH_S = 120  # seconds for which a cosignature counts as the witness' watching
 AUDIT_SCAN_MAX = 20_000  # entries that one search call looks at, some 10 ms of work a thousand
+AUDIT_TEXT_CHARS_MAX = 256  # characters of a text that is searched for; names have 63, codes some 30
+UNIX_TIME_MAX = 10**12  # seconds; the year 33,658
+
+# ── background ─────────────────────────────────────────────────────────────────────────────────────────────────
+BACKGROUND_NICE = 5  # nice value of the background process' own thread; a third of a web worker's share (sched(7))
+BACKGROUND_LOCK_RETRY_S = 1.0  # seconds between attempts to become the one that works
+HEARTBEAT_S = 20.0  # seconds between signs of life of the background process
+HEARTBEAT_MISSED_S = 90  # seconds without one after which /readyz tells
+JOB_DELAY_MAX_S = 60.0  # seconds that a failing job waits at most before it is tried again
+JOB_FAILURES_SHOWN = 3  # failures in a row from which on /readyz tells; fewer are a worker that was replaced
+JOB_DETAIL_CHARS_MAX = 500  # characters of what went wrong
+
+# ── rotation of the HSM's keys ─────────────────────────────────────────────────────────────────────────────────
+ROTATION_PAGE = 1000  # records a commit while nobody else commits; SCAN_MAX, some 5 ms of the write lock
+ROTATION_PAGE_BESIDE = 64  # records a commit beside others; under 1 ms of the write lock, a quarter of an HSM frame
+ROTATION_AHEAD = 3  # pages in the HSM while one is committed, so that its workers never wait for the disk
+ROTATION_SCANNED = 20  # pages without a record to move before the cursor is kept
+ROTATION_QUIET_COMMITS_S = 20.0  # others' commits a second below which nobody is in the way
+ROTATION_QUIET_S = 1.0  # seconds without them until full pages are taken again
+ROTATION_REST = 2.0  # times what a page took, to rest beside others: a third of the time is worked
+ROTATION_REST_MAX_S = 0.5  # seconds
+ROTATION_RATE_S = 5.0  # seconds over which the rate is told
+ROTATION_FAILURES_SHOWN = 100  # records that couldn't be moved, told by name; all are counted
+ROTATION_STEP_S = 1.0  # seconds between looks for a rotation to do
+KEY_USERS_SHOWN = 10  # records or hosts that need an old version, told by name; all are counted
+HSM_DESCRIBE_S = 30.0  # seconds for a worker to look its token over; it answers what waits first
 
 # ── signing keys ───────────────────────────────────────────────────────────────────────────────────────────────
 SIGNING_VERSIONS_MAX = 64  # versions listed of one key, destroyed ones included; some 200 bytes each

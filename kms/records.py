@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -24,7 +24,7 @@ from keypeer.wire.messages import PolicyDocument
 from keypeer.wire.runtime import RuntimePolicy
 from kms import domain, limits
 from kms.custody.port import Custody, KeyRecord, KeySize, MacValue
-from kms.errors import BadRequest, Unavailable
+from kms.errors import BadRequest, KeypeerError, Unavailable
 from kms.evidence.ima.policy import CompiledRuntime
 from kms.policy.model import Policy, compile_policy
 from kms.store.port import Check, Item, Store
@@ -48,9 +48,12 @@ class Unsealed(NamedTuple):
 
 
 class Kind(Generic[T]):
-    """One kind of record: where it stands in the store and what it is."""
+    """One kind of record: where it stands in the store and what it is. ``every`` holds all kinds there are."""
+
+    every: ClassVar[list[Kind[Any]]] = []
 
     def __init__(self, prefix: str, record: type[T], *, sealed: bool = True) -> None:
+        self.every.append(self)
         self.prefix = prefix.encode() + b"/"
         self.sealed = sealed
         self.decoder = msgspec.msgpack.Decoder(record)
@@ -89,6 +92,13 @@ TOMBSTONES = Kind("vm-gone", domain.Tombstone)  # by VM
 VM_ROTATIONS = Kind("vm-rotation", domain.VmRotation)  # by rotation
 LOG = Kind("log", domain.LogIdentity)  # one: "identity"
 CHECKPOINTS = Kind("checkpoint", domain.StoredCheckpoint, sealed=False)  # one: "newest"; its note is signed
+
+# Background and rotation of the HSM's keys
+JOB_NOTES = Kind("job", domain.JobNote, sealed=False)  # by job; for people to read
+KEYS_IN_USE = Kind("keys-in-use", domain.KeysInUse)  # one, called "hsm"
+KEY_ROTATIONS = Kind("rotation", domain.KeyRotation)  # by key: the last one
+# Plain, for it moves with each page: a false one costs a round, since the last round looks at everything.
+ROTATION_PROGRESS = Kind("rotation-progress", domain.RotationProgress, sealed=False)  # by key
 
 
 def vm_key(vm: str) -> bytes:
@@ -212,6 +222,28 @@ class Records:
         macs = iter(await self._custody.mac(to_seal) if to_seal else ())
         return [(key, _sealed(next(macs), payload) if sealed else payload) for key, payload, sealed in records]
 
+    async def reseal(self, items: Sequence[Item]) -> list[bytes | KeypeerError]:
+        """The same records under the newest version of the record MAC, once their own seals held; in the place of one
+        whose seal doesn't, ``store.tampered``."""
+        try:
+            return await self._reseal(items)
+        except BadRequest:  # a version that no service writes: see whose
+            if len(items) == 1:
+                return [tampered(items[0].key)]
+            return [result for item in items for result in await self.reseal([item])]
+
+    async def _reseal(self, items: Sequence[Item]) -> list[bytes | KeypeerError]:
+        inputs = [_mac_input(item.key, item.value[_HEAD_BYTES:]) for item in items]
+        # Version 0 would mean the newest; no service writes it, and 1 never made such a MAC.
+        versions = [seal_version(item.value) or 1 for item in items]
+        macs = await self._custody.mac([*inputs, *inputs], [*versions, *([0] * len(items))])
+        return [
+            _sealed(new, item.value[_HEAD_BYTES:])
+            if seal_version(item.value) and hmac.compare_digest(item.value[4:_HEAD_BYTES], old.mac)
+            else tampered(item.key)
+            for item, old, new in zip(items, macs[: len(items)], macs[len(items) :], strict=True)
+        ]
+
     async def _verified_values(self, kind: Kind[T], items: list[Item]) -> list[T]:
         # The key's prefix tells the type of what was verified under it. Values are taken before anything is awaited and
         # not looked up again: other calls may push them out of the memory meanwhile.
@@ -321,6 +353,19 @@ class RuntimePolicies:
 @lru_cache(limits.COMPILED_POLICIES_MAX)
 def _compile(name: str, document: bytes) -> Policy:
     return compile_policy(name, _document.decode(document))
+
+
+def seal_version(value: bytes) -> int:
+    """The version of the record MAC under which a sealed record stands; 0 for what is none."""
+    return int.from_bytes(value[:4], "big") if len(value) > _HEAD_BYTES else 0
+
+
+async def keys_in_use(records: Records) -> tuple[domain.KeysInUse, Check]:
+    """Under which versions new things are made, and the check for their commit that this hasn't moved since."""
+    loaded = await records.load(KEYS_IN_USE, "hsm")
+    if loaded is None:
+        return domain.KeysInUse({}), Check(KEYS_IN_USE.key("hsm"), 0)
+    return loaded.value, loaded.check
 
 
 def _sealed(mac: MacValue, payload: bytes) -> bytes:

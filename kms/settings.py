@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from keypeer.wire.encoding import WireError
 from keypeer.wire.profile import BOOT_PCRS, PCR_BANK, QUOTE_PCRS
+from keypeer.wire.tlog.note import COSIGNATURE, VerifierKey
 from kms import limits
 from kms.errors import BadRequest
 from kms.rates import Rate
@@ -232,6 +234,7 @@ def read_home(folder: Path) -> Home:
 
 
 def _check(file: Path, settings: Settings) -> None:
+    _check_witnesses(file, settings.audit)
     attestation = settings.attestation
     missing = sorted(set(attestation.binding_pcrs) - set(attestation.quote_pcrs))
     if missing or not attestation.binding_pcrs:
@@ -242,3 +245,25 @@ def _check(file: Path, settings: Settings) -> None:
         )
     if not settings.store.url.startswith("lmdb:"):
         raise BadRequest("settings.invalid", f"{file}: store.url is {settings.store.url!r}", hint="lmdb:FOLDER")
+
+
+def _check_witnesses(file: Path, audit: AuditSettings) -> None:
+    try:
+        keys = [VerifierKey.parse(witness.key) for witness in audit.witness]
+    except WireError as error:
+        raise BadRequest(
+            "settings.invalid", f"{file}: audit.witness: {error}", hint="NAME+ID+KEY, as the witness tells it"
+        ) from None
+    names = {key.name for key in keys if key.kind == COSIGNATURE}
+    if len(names) < len(keys):
+        raise BadRequest(
+            "settings.invalid",
+            f"{file}: audit.witness: each needs a name of its own, and a key that cosigns",
+            hint="C2SP tlog-cosignature: the key's first byte is 4",
+        )
+    if audit.witnesses_required > len(keys):
+        raise BadRequest(
+            "settings.invalid",
+            f"{file}: audit.witnesses_required is {audit.witnesses_required} of {len(keys)}",
+            hint="name as many witnesses",
+        )

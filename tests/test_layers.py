@@ -42,6 +42,7 @@ FLOORS = {
     "kms.quotas": 2.7,
     "kms.signing_keys": 2.7,
     "kms.known": 2.7,
+    "kms.movers": 2.9,
     "kms.flows": 3,
     "kms.custody": 4,
     "kms.store": 4,
@@ -52,6 +53,7 @@ FLOORS = {
     "kms.hardening": 5,
     "kms.logs": 5,
     "kms.app": 5.5,
+    "kms.background": 5.5,
     "kms.supervisor": 5.5,
     "kms.__main__": 7,
 }

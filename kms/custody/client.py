@@ -51,6 +51,7 @@ from hsm_adapter.protocol import (
     WriteAnchor,
 )
 from kms import limits
+from kms.custody.each import describe_each
 from kms.custody.port import SigningKey, WorkerHealth
 from kms.errors import BadRequest, KeypeerError, Unavailable
 
@@ -217,6 +218,9 @@ class HsmClient:
 
     async def describe(self) -> Description:
         return await self._single(Describe(), Description)
+
+    async def describe_each(self) -> dict[str, Description]:
+        return dict(zip((path.stem for path in self._sockets), await describe_each(self._sockets), strict=True))
 
     async def health(self) -> tuple[WorkerHealth, ...]:
         return tuple(

@@ -99,4 +99,9 @@ class Custody(Protocol):
 
     async def describe(self) -> Description: ...
 
+    async def describe_each(self) -> dict[str, Description]:
+        """What every worker finds in the token now, by the worker's name: each works with the newest keys from then
+        on. Raises Unavailable ``hsm.worker_silent`` unless all of them answer."""
+        ...
+
     async def health(self) -> tuple[WorkerHealth, ...]: ...

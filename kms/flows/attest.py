@@ -10,16 +10,17 @@ from keypeer.wire.encoding import b64decode, b64encode
 from keypeer.wire.messages import AttestRequest, AttestResult, SessionGrant, SessionKeyLink
 from kms import limits, nonces
 from kms.audit.record import flat
-from kms.custody.port import OpenSession
+from kms.custody.port import OpenSession, SessionRecord
 from kms.domain import (
     NO_IMA,
     NO_LAUNCHES,
     AttestationSession,
     GeoFacts,
+    KeysInUse,
     OutstandingNonces,
     Refusal,
 )
-from kms.errors import KeypeerError, LogsWanted, Reason, Refused
+from kms.errors import KeypeerError, NoVerdict, Reason, Refused
 from kms.evidence.appraise import Appraisal, Proven, Untrusted, appraise
 from kms.evidence.model import Evidence, Expectations
 from kms.evidence.received import received
@@ -32,12 +33,14 @@ from kms.records import (
     NONCES,
     REFUSALS,
     SESSIONS,
+    keys_in_use,
 )
 from kms.signing_keys import SigningKey, links
 from kms.views import appraisal_view, log_positions
 
 _ACTION = "host.attest"
 _encode = msgspec.msgpack.Encoder().encode
+_session_record = msgspec.msgpack.Decoder(SessionRecord)
 
 
 async def attest(ctx: Context, caller: Caller, request: AttestRequest) -> AttestResult:
@@ -63,7 +66,7 @@ async def _once(
     geo = await ctx.signing_key("geo")
     try:
         verdict = appraise(evidence, _expectations(ctx, caller, state, geo, request), now)
-    except LogsWanted as error:  # no verdict: the nonce is used up, the session stays
+    except NoVerdict as error:  # no verdict: the nonce is used up, the session stays
         puts = await ctx.records.seal([NONCES.put(caller.name, left)])
         if await ctx.try_commit(checks=state.checks(), puts=puts, entries=[]):
             raise error from None
@@ -163,9 +166,10 @@ async def _grant(
 ) -> AttestResult | None:
     now = ctx.now()
     signer = await ctx.signing_key("session")
+    in_use, fence = await keys_in_use(ctx.records)
     known = state.session.value if state.session else None
-    if known is not None and known.signed_by != signer.newest.version:
-        known = None  # a session signed by the newest key takes its place, so that hosts follow rotations one by one
+    if known is not None and (known.signed_by != signer.newest.version or _outlived(known, in_use)):
+        known = None  # a session under the newest keys takes its place, so that hosts follow rotations one by one
     session = await _session(ctx, caller, known, verdict, now, signer.newest.version)
     nonce = ctx.random(limits.NONCE_BYTES)
     records = [NONCES.put(caller.name, nonces.issue(left, nonce, now)), SESSIONS.put(caller.name, session)]
@@ -190,7 +194,8 @@ async def _grant(
         },
     )
     deletes = [REFUSALS.key(caller.name)]
-    if not await ctx.try_commit(checks=[*state.checks(), geo.check], puts=puts, deletes=deletes, entries=[entry]):
+    checks = [*state.checks(), geo.check, fence]
+    if not await ctx.try_commit(checks=checks, puts=puts, deletes=deletes, entries=[entry]):
         return None
     return AttestResult(
         appraisal=appraisal_view(facts),
@@ -252,6 +257,14 @@ async def _session(
         runtime=verdict.runtime.positions,
         signed_by=signed_by,
     )
+
+
+def _outlived(session: AttestationSession, in_use: KeysInUse) -> bool:
+    """Whether the session's keys are under a version of the HSM's keys that was replaced: its next attestation opens a
+    new one, so that none is left in the end."""
+    record = _session_record.decode(session.custody)
+    versions = in_use.versions
+    return record.kek < versions.get("kek", 0) or record.mac_key < versions.get("record-mac", 0)
 
 
 def _expiry(geo: GeoFacts | None, now: int) -> int:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from keypeer.wire.messages import HealthCheck, Readiness
 from kms import limits
 from kms.audit.record import decode_record
+from kms.domain import HEARTBEAT
 from kms.errors import KeypeerError
 from kms.flows.context import Context
-from kms.records import CHECKPOINTS
+from kms.records import CHECKPOINTS, JOB_NOTES
 
 
 async def readiness(ctx: Context) -> Readiness:
     """All checks; ready when every one is good."""
     checks = (await _hsm(ctx), await _store(ctx), await _clock(ctx), await _log(ctx))
-    return Readiness(ready=all(check.ok for check in checks), checks=checks)
+    # A job that fails is shown, but stops no release.
+    return Readiness(ready=all(check.ok for check in checks), checks=(*checks, *await _jobs(ctx)))
 
 
 async def _hsm(ctx: Context) -> HealthCheck:
@@ -90,3 +92,33 @@ async def _log(ctx: Context) -> HealthCheck:
         found="; ".join([found, *troubles]),
         mend="" if ok else f"{ctx.log.required} witnesses are required: see to them, or lower audit.witnesses_required",
     )
+
+
+async def _jobs(ctx: Context) -> tuple[HealthCheck, ...]:
+    """Background work that doesn't succeed. A store that can't be read says so itself."""
+    try:
+        notes = [loaded.value for loaded in await ctx.records.page(JOB_NOTES, "", limits.PAGE_MAX)]
+    except KeypeerError:
+        return ()
+    now = ctx.now()
+    checks = [
+        HealthCheck(
+            id=f"job.{note.job}",
+            ok=False,
+            found=f"{note.failures} failures in a row since {now - note.since} s: {note.code}: {note.detail}",
+            mend="it is tried again; the background process' log says more",
+        )
+        for note in notes
+        if note.failures >= limits.JOB_FAILURES_SHOWN
+    ]
+    silent = [now - note.at for note in notes if note.job == HEARTBEAT and now - note.at > limits.HEARTBEAT_MISSED_S]
+    checks += [
+        HealthCheck(
+            id="background",
+            ok=False,
+            found=f"no sign of life of the background process for {seconds} s",
+            mend="the service's log says why it doesn't work",
+        )
+        for seconds in silent
+    ]
+    return tuple(checks)

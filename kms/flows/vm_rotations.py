@@ -1,8 +1,8 @@
 """Rotation of VM keys: the next version of one, or of all that fit a filter.
 
 The version before stays readable for the host whose lease names it, until a date; then it is erased (destructions). A
-rotation of many keys is a record with a cursor: each step of the background process makes one page of new versions and
-moves the cursor in the same commit, so that a restart goes on where the last commit stood.
+rotation of many keys is a record with a cursor: the background process makes a page of new versions after the other and
+moves the cursor in the same commits, so that a restart goes on where the last commit stood.
 """
 
 from __future__ import annotations
@@ -169,21 +169,27 @@ async def page(ctx: Context, after: str, limit: int) -> VmRotationPage:
 
 
 async def step(ctx: Context) -> None:
-    """One page of each rotation that hasn't ended. What stops a page is told in its record; the next step tries it
+    """Some pages of each rotation that hasn't ended. What stops a page is told in its record; the next step tries it
     again."""
     for mark in await ctx.store.scan(_RUNNING, limit=limits.ROTATIONS_AT_ONCE):
-        loaded = await ctx.records.load(VM_ROTATIONS, mark.key[len(_RUNNING) :].decode())
-        if loaded is None or loaded.value.ended_at:
-            continue
-        try:
-            await _advance(ctx, loaded)
-        except KeypeerError as error:
-            if loaded.value.trouble == str(error):
-                raise
-            trouble: VmRotation = msgspec.structs.replace(loaded.value, trouble=str(error))
-            puts = await ctx.records.seal([VM_ROTATIONS.put(trouble.rotation, trouble)])
-            await ctx.commit(checks=[loaded.check], puts=puts, entries=())
+        name = mark.key[len(_RUNNING) :].decode()
+        for _ in range(limits.ROTATION_STEP_PAGES):
+            loaded = await ctx.records.load(VM_ROTATIONS, name)
+            if loaded is None or loaded.value.ended_at:
+                break
+            await _advance_or_tell(ctx, loaded)
+
+
+async def _advance_or_tell(ctx: Context, loaded: Loaded[VmRotation]) -> None:
+    try:
+        await _advance(ctx, loaded)
+    except KeypeerError as error:
+        if loaded.value.trouble == str(error):
             raise
+        trouble: VmRotation = msgspec.structs.replace(loaded.value, trouble=str(error))
+        puts = await ctx.records.seal([VM_ROTATIONS.put(trouble.rotation, trouble)])
+        await ctx.commit(checks=[loaded.check], puts=puts, entries=())
+        raise
 
 
 async def _advance(ctx: Context, loaded: Loaded[VmRotation]) -> None:

@@ -20,7 +20,7 @@ from kms.domain import KeyAttributes, pack_attributes
 from kms.errors import BadRequest, KeypeerError, Refused, Unavailable
 from kms.flows.context import Caller, Context, unknown_vm
 from kms.quotas import Claim, Owner, claim
-from kms.records import LEASES, OLD_PREFIX, POLICIES, TOMBSTONES, decode_vm, vm_key
+from kms.records import LEASES, OLD_PREFIX, POLICIES, TOMBSTONES, decode_vm, keys_in_use, vm_key
 from kms.store.port import Check, Count
 from kms.views import tombstone_view, vm_view
 from kms.vm_records import StoredVm, amend, made, open_vm, put_changed, put_new
@@ -84,6 +84,10 @@ async def import_key(ctx: Context, caller: Caller, request: ImportVm) -> VmView:
 async def show_import_key(ctx: Context) -> ImportKeyView:
     """What a key is wrapped to before it is imported."""
     found = await ctx.custody.describe()
+    if "import" not in found.public_keys:
+        raise Unavailable(
+            "hsm.key_missing", "the token has no import key", hint="keypeer init makes what the token lacks"
+        )
     return ImportKeyView(
         public_key=b64encode(found.public_keys["import"]), oaep_hash="sha256" if found.oaep_hash == "sha256" else "sha1"
     )
@@ -121,7 +125,8 @@ async def _admit(ctx: Context, caller: Caller, action: str, requests: Sequence[C
     wanted[Owner("operator", caller.name)] = len(requests)
     ask = partial(_claim, ctx, caller, action, wanted)
     room = await ask()
-    return _Admitted((*checks, *room.checks), room.counts, ask)
+    _, fence = await keys_in_use(ctx.records)
+    return _Admitted((*checks, *room.checks, fence), room.counts, ask)
 
 
 async def _claim(ctx: Context, caller: Caller, action: str, wanted: Mapping[Owner, int], vm: str = "") -> Claim:
@@ -170,7 +175,10 @@ async def _keep(ctx: Context, admitted: _Admitted, records: Sequence[KeyRecord],
         await _refuse_existing(ctx, [record.vm for record in records])
         await admitted.ask_again()
         raise BadRequest(
-            "policy.changed", "a policy or a quota changed meanwhile", hint="try again", status=HTTPStatus.CONFLICT
+            "policy.changed",
+            "a policy or a quota changed meanwhile, or the version of the HSM's keys that is in use",
+            hint="try again",
+            status=HTTPStatus.CONFLICT,
         )
 
 

@@ -10,9 +10,7 @@ from kms.flows import audit
 from kms.web.routing import AUDITOR, Call, Route
 
 _LOG_MAX = 10**18 - 1  # entries; any number of 18 digits
-_TIME_MAX = 10**12  # Unix seconds
 _TEXTS = ("action", "outcome", "actor", "host", "vm", "code")
-_TEXT_CHARS_MAX = 256
 
 
 async def _page(call: Call) -> AuditPage:
@@ -28,13 +26,14 @@ async def _page(call: Call) -> AuditPage:
 
 def _text(call: Call, name: str) -> str:
     text = call.query.get(name, "")
-    if len(text) > _TEXT_CHARS_MAX:
-        raise BadRequest("request.invalid", f"{name} has more than {_TEXT_CHARS_MAX} characters", hint="/openapi.json")
+    if len(text) > limits.AUDIT_TEXT_CHARS_MAX:
+        found = f"{name} has more than {limits.AUDIT_TEXT_CHARS_MAX} characters"
+        raise BadRequest("request.invalid", found, hint="see /openapi.json")
     return text
 
 
 def _time(call: Call, name: str) -> float | None:
-    return call.number(name, 0, 0, _TIME_MAX) if name in call.query else None
+    return call.number(name, 0, 0, limits.UNIX_TIME_MAX) if name in call.query else None
 
 
 _QUERY = {

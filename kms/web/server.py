@@ -17,7 +17,7 @@ from keypeer.wire.messages import Readiness
 from kms import limits
 from kms.errors import BadRequest, KeypeerError, Throttled
 from kms.flows.context import Context
-from kms.web import attestations, audit, enrolments, health, hosts, log, policies, quotas, signing_keys, vms
+from kms.web import attestations, audit, enrolments, health, hosts, log, policies, quotas, rotations, signing_keys, vms
 from kms.web.identity import identify, known_identity
 from kms.web.limiter import Limiter
 from kms.web.metrics import Metrics
@@ -32,6 +32,7 @@ ROUTES: tuple[Route, ...] = (
     *policies.ROUTES,
     *vms.ROUTES,
     *quotas.ROUTES,
+    *rotations.ROUTES,
     *signing_keys.ROUTES,
     *audit.ROUTES,
     *log.ROUTES,

@@ -38,6 +38,7 @@ from keypeer.wire.profile import PCR_BANK
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 # What ends a session on the service's side; attesting anew mends it.
+_NO_VERDICT = ("attestation.logs", "attestation.overtaken")  # and the service keeps the session that it knows
 _SESSION_GONE = ("session.unknown", "session.expired", "session.certificate")
 
 
@@ -193,6 +194,8 @@ class HostAgent:
         if error.code == "attestation.logs":
             self._whole_logs = True
             return True
+        if error.code == "attestation.overtaken":  # by another agent of this host
+            return True
         # We left the binding key's certification out, and the service has lost the session that knew it.
         return knew and "binding.missing" in reasons
 
@@ -216,7 +219,7 @@ class HostAgent:
         try:
             result = await client.attest(evidence.request)
         except ProblemError as error:
-            if error.code != "attestation.logs" and not error.code.startswith("attestation.nonce_"):
+            if error.code not in _NO_VERDICT and not error.code.startswith("attestation.nonce_"):
                 self._forget()  # the service did too
             raise
         await self._use(challenge, result)

@@ -346,6 +346,32 @@ class AsyncClient(Transport):
         """The OpenAPI document."""
         return await self.call("GET", "/openapi.json", dict[str, Any], repeat=True)
 
+    # ── the HSM's keys ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def keys(self) -> m.KeyPage:
+        """The long-lived keys in the HSM, their versions and last rotations."""
+        return await self.call("GET", "/v1/key-versions", m.KeyPage, repeat=True)
+
+    async def rotate_key(self, key: str) -> m.RotationView:
+        """Begins the rotation of a key (officer); ``rotation`` tells how far it is."""
+        return await self.call("POST", f"/v1/keys/{_name(key)}/rotation", m.RotationView)
+
+    async def rotation(self, key: str) -> m.RotationView:
+        """The last rotation of a key. ProblemError ``rotation.none`` where there was none."""
+        return await self.call("GET", f"/v1/keys/{_name(key)}/rotation", m.RotationView, repeat=True)
+
+    async def pause_rotation(self, key: str) -> m.RotationView:
+        """Lets a rotation stand where it is (officer)."""
+        return await self.call("POST", f"/v1/keys/{_name(key)}/rotation/pause", m.RotationView)
+
+    async def resume_rotation(self, key: str) -> m.RotationView:
+        """Lets it go on (officer)."""
+        return await self.call("POST", f"/v1/keys/{_name(key)}/rotation/resume", m.RotationView)
+
+    async def destroy_key(self, key: str, version: int) -> m.DestroyedVersion:
+        """Destroys an old version (officer); ProblemError ``key.in_use`` while anything needs it."""
+        return await self.call("DELETE", f"/v1/keys/{_name(key)}/versions/{version}", m.DestroyedVersion)
+
     async def _page(
         self, path: str, answer: type[_Page], after: str, limit: int, only: Mapping[str, str] | None = None
     ) -> _Page:

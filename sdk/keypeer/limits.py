@@ -51,3 +51,6 @@ PACKAGE_INDEX_BYTES_MAX = 64 * 1024 * 1024  # bytes of dpkg's status or of one l
 HASH_CHUNK_BYTES = 256 * 1024  # bytes read at a time; larger ones are no faster
 DEB_MEMBERS_MAX = 1_000_000  # files in one package; the largest of Debian have some 100,000
 SYMLINKS_MAX = 40  # links followed in one path; as many as Linux follows (path_resolution(7))
+
+# ── copies of the audit log ────────────────────────────────────────────────────────────────────────────────────
+KEY_FILE_BYTES_MAX = 16 * 1024  # bytes of a copy's pinned keys; each has some 100

@@ -19,6 +19,7 @@ ALL_KEYS = [
     "keypeer/audit",
     "keypeer/appraisal",
     "keypeer/session",
+    "keypeer/import",
 ]
 SCRIPT = Path(__file__).parents[2] / "softhsm" / "init-token.sh"
 
@@ -86,6 +87,7 @@ def test_no_key_can_leave_and_each_has_one_use(token: hsm.SoftToken) -> None:
         "keypeer/geo": sorted([*stays, "SIGN"]),
         "keypeer/audit": sorted([*stays, "SIGN"]),
         "keypeer/appraisal": sorted([*stays, "SIGN"]),
+        "keypeer/import": sorted([*stays, "UNWRAP"]),
     }
 
 

@@ -82,6 +82,7 @@ async def test_by_tenant_in_pages(service: Service, monkeypatch: pytest.MonkeyPa
 async def test_killed_between_any_two_commits_it_goes_on(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step dies at its commit, before or after it; no key is rotated twice, none is left out."""
     monkeypatch.setattr(limits, "ROTATION_PAGE", 5)
+    monkeypatch.setattr(limits, "ROTATION_STEP_PAGES", 1)
     names = make_many(service, "rot-c", 23, labels={"wave": "c"})
     rotation = start(service, labels={"wave": "c"})
     await older(service, rotation)
@@ -97,7 +98,7 @@ async def test_killed_between_any_two_commits_it_goes_on(service: Service, monke
     assert {shown(service, vm).version for vm in names} == {2}
 
 
-async def test_a_key_that_changes_meanwhile_is_not_torn(service: Service) -> None:
+async def test_a_key_that_changes_meanwhile_is_not_torn(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page conflicts, nothing of it is applied, and the next step has it."""
     names = make_many(service, "rot-d", 4, tenant="rot-d")
     rotation = start(service, tenant="rot-d")
@@ -109,6 +110,7 @@ async def test_a_key_that_changes_meanwhile_is_not_torn(service: Service) -> Non
                 do(service, names[2], "suspend")
                 return await self._store.commit(change)
 
+        monkeypatch.setattr(limits, "ROTATION_STEP_PAGES", 1)
         await vm_rotations.step(replace(ctx, store=Racing(ctx.store, after=False)))
         assert progress(service, rotation.rotation).rotated == 0
         assert {shown(service, vm).version for vm in names} == {1}

@@ -20,7 +20,7 @@ from kms.store.port import Store
 from kms.witness.client import HttpWitnesses
 from kms.witness.port import Witness
 from tests.support.hsm import fresh_token, running_worker
-from tests.support.stores import lmdb_store
+from tests.support.stores import MAP_BYTES, lmdb_store
 from tests.support.vendor import vendor_ca
 
 
@@ -35,14 +35,14 @@ class Clock:
 
 
 @asynccontextmanager
-async def flow_context(folder: Path) -> AsyncIterator[Context]:
+async def flow_context(folder: Path, *, map_size: int = MAP_BYTES) -> AsyncIterator[Context]:
     """Everything that flows need; nothing is in the store yet."""
     token = fresh_token(folder / "token")
     with running_worker(token, folder / "hsm") as worker:
         custody, witnesses = HsmClient([worker.socket]), HttpWitnesses()
         await custody.start()
         try:
-            async with lmdb_store(folder) as store:
+            async with lmdb_store(folder, map_size=map_size) as store:
                 description = await custody.describe()
                 records = Records(store, custody)
                 yield Context(

@@ -175,9 +175,9 @@ class Service:
             caller.close()
 
     def workers(self, kind: str) -> list[psutil.Process]:
-        """The running "web" or "hsm" workers."""
+        """The running "web", "hsm" or "background" processes."""
         assert self.process is not None
-        sign = {"web": "worker", "hsm": "hsm_adapter"}[kind]
+        sign = {"web": "worker", "hsm": "hsm_adapter", "background": "background"}[kind]
         return [child for child in psutil.Process(self.process.pid).children() if sign in child.cmdline()]
 
     def caller(self, role: str) -> Caller:

@@ -22,6 +22,8 @@ _NOUNS = {
     "geo-tag": "keypeer.cli.geo_tag",
     "host": "keypeer.cli.host",
     "operator": "keypeer.cli.tenant",
+    "kek": "keypeer.cli.kek",
+    "keys": "keypeer.cli.keys",
     "policy": "keypeer.cli.policy",
     "runtime": "keypeer.cli.runtime",
     "signing-key": "keypeer.cli.signing_key",

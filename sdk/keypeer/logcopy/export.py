@@ -88,6 +88,9 @@ async def _fetch(client: AsyncClient, copy: LogFolder, tiles: list[Tile], progre
             done += 1
             progress(done, count)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(limits.CONNECTIONS_MAX):
-            group.create_task(work())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(limits.CONNECTIONS_MAX):
+                group.create_task(work())
+    except BaseExceptionGroup as errors:  # one is enough to tell
+        raise errors.exceptions[0] from None

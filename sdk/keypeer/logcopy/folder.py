@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from keypeer import limits
 from keypeer.errors import StateError
 from keypeer.wire.encoding import WireError
 from keypeer.wire.tlog.merkle import HASH_BYTES, TILE_WIDTH, fold, runs
@@ -20,7 +21,6 @@ from keypeer.wire.tlog.note import VerifierKey
 from keypeer.wire.tlog.tiles import CHECKPOINT_PATH, Tile
 
 KEY_PATH = "key"
-KEY_FILE_BYTES_MAX = 16 * 1024  # bytes; a key has some 100
 
 
 class LogFolder:
@@ -37,7 +37,7 @@ class LogFolder:
         """The pinned keys; none where none are. Raises StateError."""
         data = self._read(KEY_PATH) or b""
         try:
-            return [VerifierKey.parse(line) for line in data[:KEY_FILE_BYTES_MAX].decode().splitlines() if line]
+            return [VerifierKey.parse(line) for line in data[: limits.KEY_FILE_BYTES_MAX].decode().splitlines() if line]
         except (WireError, UnicodeDecodeError) as error:
             raise StateError(
                 "log.key", f"{self.folder / KEY_PATH}: {error}", "restore it, or verify with --key"

@@ -99,6 +99,7 @@ from keypeer.wire.messages.policies import (
     VmRule,
 )
 from keypeer.wire.messages.quotas import OwnerKind, PutQuota, QuotaPage, QuotaView
+from keypeer.wire.messages.rotation import DestroyedVersion, KeyPage, KeyView, RotationView
 from keypeer.wire.messages.service import (
     AuditPage,
     AuditView,
@@ -136,6 +137,7 @@ __all__ = [
     "CreatedVms",
     "DeactivateVm",
     "DestroyVm",
+    "DestroyedVersion",
     "DifferenceView",
     "Differences",
     "EnrolChallenge",
@@ -162,6 +164,8 @@ __all__ = [
     "IssueGeoTag",
     "Jwk",
     "JwkSet",
+    "KeyPage",
+    "KeyView",
     "LaunchLog",
     "LeaseView",
     "LogKeys",
@@ -188,6 +192,7 @@ __all__ = [
     "RevokeHost",
     "RotateVm",
     "RotateVms",
+    "RotationView",
     "RuntimePolicyPage",
     "RuntimePolicySummary",
     "RuntimePolicyView",
