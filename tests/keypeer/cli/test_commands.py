@@ -48,8 +48,8 @@ ALL = dict(commands(main))
 def test_the_nouns_are_all_there() -> None:
     nouns = {path[0] for path in ALL}
     assert nouns == {
-        "agent", "audit", "baseline", "completion", "doctor", "geo-tag", "host", "init", "policy", "runtime", "serve",
-        "vm",
+        "agent", "audit", "baseline", "completion", "doctor", "geo-tag", "host", "init", "kek", "keys",
+        "operator", "policy", "runtime", "serve", "signing-key", "tenant", "vm",
     }  # fmt: skip
 
 
