@@ -99,6 +99,7 @@ async def _repeat(ctx: Context, job: Job) -> None:
 async def _once(ctx: Context, job: Job, before: JobNote | None) -> JobNote | None:
     """One step: None, or the note of its failure."""
     try:
+        await ctx.rollback.refuse()
         await job.step(ctx)
     except KeypeerError as error:
         _log.warning("job failed", job=job.name, code=error.code, detail=error.detail)

@@ -176,6 +176,7 @@ LOG_REASONS_MAX = 16  # reasons that are kept of an entry that would be too larg
 LOG_REASON_CHARS_MAX = 128  # characters of each of their four texts; up to six bytes each in JSON
 CHECKPOINT_INTERVAL_S = 1.0  # seconds between checkpoints: a signature of the HSM each
 ANCHOR_INTERVAL_S = 60.0  # seconds between writes of the token's anchor; tokens keep it in flash
+ANCHOR_INTERVAL_MAX_S = 3600.0  # seconds; an hour of releases that could be undone unseen
 CHECKPOINT_ATTEMPTS_MAX = 5  # count; compare-and-set retries when another process moved the checkpoint
 LOG_ORIGIN_CHARS_MAX = 128  # characters; a line of each checkpoint
 WITNESSES_MAX = 16  # count; as many signatures as every reader of notes takes (C2SP signed-note)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -17,7 +18,20 @@ from keypeer.wire.messages import Readiness
 from kms import limits
 from kms.errors import BadRequest, KeypeerError, Throttled
 from kms.flows.context import Context
-from kms.web import attestations, audit, enrolments, health, hosts, log, policies, quotas, rotations, signing_keys, vms
+from kms.web import (
+    attestations,
+    audit,
+    enrolments,
+    health,
+    hosts,
+    log,
+    policies,
+    quotas,
+    rollback,
+    rotations,
+    signing_keys,
+    vms,
+)
 from kms.web.identity import identify, known_identity
 from kms.web.limiter import Limiter
 from kms.web.metrics import Metrics
@@ -33,6 +47,7 @@ ROUTES: tuple[Route, ...] = (
     *vms.ROUTES,
     *quotas.ROUTES,
     *rotations.ROUTES,
+    *rollback.ROUTES,
     *signing_keys.ROUTES,
     *audit.ROUTES,
     *log.ROUTES,
@@ -58,6 +73,8 @@ def application(ctx: Context, metrics: Metrics, limiter: Limiter) -> web.Applica
 
 def _handler(ctx: Context, metrics: Metrics, limiter: Limiter, route: Route) -> _Handler:
     decode: _Decode | None = msgspec.json.Decoder(route.request).decode if route.request is not None else None
+    if route.while_rolled_back:
+        ctx = replace(ctx, accepts_rollback=True)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         started = time.perf_counter()

@@ -352,6 +352,14 @@ class AsyncClient(Transport):
         """The long-lived keys in the HSM, their versions and last rotations."""
         return await self.call("GET", "/v1/key-versions", m.KeyPage, repeat=True)
 
+    async def rollback(self) -> m.RollbackView:
+        """The audit log's head in the HSM token and in the store."""
+        return await self.call("GET", "/v1/store/rollback", m.RollbackView, repeat=True)
+
+    async def accept_rollback(self, request: m.AcceptRollback) -> m.RollbackView:
+        """Takes a database that was put back as it is (officer)."""
+        return await self.call("POST", "/v1/store/accept-rollback", m.RollbackView, request)
+
     async def rotate_key(self, key: str) -> m.RotationView:
         """Begins the rotation of a key (officer); ``rotation`` tells how far it is."""
         return await self.call("POST", f"/v1/keys/{_name(key)}/rotation", m.RotationView)

@@ -15,6 +15,7 @@ from kms.custody.client import HsmClient
 from kms.evidence.ek import VendorCas
 from kms.flows.context import AttestationProfile, Caller, Context, LogProfile
 from kms.records import Records, RuntimePolicies
+from kms.rollback import RollbackGuard
 from kms.signing_keys import first_keys
 from kms.store.port import Store
 from kms.witness.client import HttpWitnesses
@@ -76,4 +77,5 @@ async def context(store: Store, custody: HsmClient) -> Context:
         ca=b"",
         first_keys=first_keys(description),
         log=LogProfile("keypeer.test/log", HttpWitnesses()),
+        rollback=RollbackGuard(store, custody),
     )

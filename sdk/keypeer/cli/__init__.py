@@ -25,6 +25,7 @@ _NOUNS = {
     "kek": "keypeer.cli.kek",
     "keys": "keypeer.cli.keys",
     "policy": "keypeer.cli.policy",
+    "rollback": "keypeer.cli.rollback",
     "runtime": "keypeer.cli.runtime",
     "signing-key": "keypeer.cli.signing_key",
     "tenant": "keypeer.cli.tenant",

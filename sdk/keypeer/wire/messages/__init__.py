@@ -110,9 +110,11 @@ from keypeer.wire.messages.service import (
     Readiness,
 )
 from keypeer.wire.messages.signing import RetireVersion, SigningKeyPage, SigningKeyView, SigningVersionView
+from keypeer.wire.messages.store import AcceptRollback, LogHeadView, RollbackView
 
 __all__ = [
     "BATCH_MAX",
+    "AcceptRollback",
     "ActivateRequest",
     "Answer",
     "AppraisalToken",
@@ -168,6 +170,7 @@ __all__ = [
     "KeyView",
     "LaunchLog",
     "LeaseView",
+    "LogHeadView",
     "LogKeys",
     "LogPositions",
     "OldVersionView",
@@ -190,6 +193,7 @@ __all__ = [
     "Request",
     "RetireVersion",
     "RevokeHost",
+    "RollbackView",
     "RotateVm",
     "RotateVms",
     "RotationView",
