@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -28,6 +28,7 @@ SIGNING_LABELS: Final = {
     "session": "keypeer/session",
 }
 IMPORT_LABEL: Final = "keypeer/import"  # RSA: unwraps VM keys that were made elsewhere
+SECRET_LABELS: Final = {"kek": KEK_LABEL, "record-mac": MAC_LABEL}
 
 Labelled = dict[str, list[pkcs11.Object]]
 
@@ -51,6 +52,10 @@ class Keys:
         newest = {name: versions[max(versions)] for name, versions in self.signing_public.items()}
         return newest | ({"import": self.importing[1]} if self.importing else {})
 
+    def versions(self, name: str) -> Collection[int]:
+        """The versions there are of a long-lived key, by protocol.VersionedKey."""
+        return {"kek": self.keks, "record-mac": self.macs}.get(name) or self.signing[name]
+
     @property
     def current_kek(self) -> int:
         """The newest KEK's version: new wraps use it."""
@@ -72,16 +77,17 @@ def find_keys(session: pkcs11.Session, working: Callable[[pkcs11.Object], int]) 
         privates = _by_label(session, ObjectClass.PRIVATE_KEY)
         publics = _by_label(session, ObjectClass.PUBLIC_KEY)
         keks, macs = _versions(secrets, KEK_LABEL), _versions(secrets, MAC_LABEL)
+        signing = {name: _pairs(privates, publics, label) for name, label in SIGNING_LABELS.items()}
         return Keys(
             keks={version: working(key) for version, key in keks.items()},
             macs={version: working(key) for version, key in macs.items()},
             signing={
-                name: {version: _signing(key) for version, key in _signing_versions(privates, label).items()}
-                for name, label in SIGNING_LABELS.items()
+                name: {version: _signing(_named(privates, key)) for version, key in labels.items()}
+                for name, labels in signing.items()
             },
             signing_public={
-                name: {version: _spki(key) for version, key in _signing_versions(publics, label).items()}
-                for name, label in SIGNING_LABELS.items()
+                name: {version: _spki(_named(publics, key)) for version, key in labels.items()}
+                for name, labels in signing.items()
             },
             kek_check_values={version: _check_value(key) for version, key in keks.items()},
             importing=(handle_of(_fit(_named(privates, IMPORT_LABEL))), _rsa_spki(_named(publics, IMPORT_LABEL)))
@@ -131,15 +137,21 @@ def _versions(labelled: Labelled, prefix: str) -> dict[int, pkcs11.Object]:
     return {number: _fit(_named(labelled, label)) for number, label in sorted(numbers.items())}
 
 
-def signing_label(name: str, version: int) -> str:
-    """The label of a version of a signing key; the first has none, as tokens had it before there were more."""
+def key_label(name: str, version: int) -> str:
+    """The label of a version of a long-lived key, by protocol.VersionedKey. That of a signing key's first has no
+    number, as tokens had it before there were more."""
+    if name in SECRET_LABELS:
+        return f"{SECRET_LABELS[name]}{version}"
     return SIGNING_LABELS[name] if version == 1 else f"{SIGNING_LABELS[name]}/{version}"
 
 
-def _signing_versions(labelled: Labelled, label: str) -> dict[int, pkcs11.Object]:
-    later = _numbers(labelled, f"{label}/")
-    numbers = ({1: label} if label in labelled or not later else {}) | later
-    return {number: _named(labelled, found) for number, found in sorted(numbers.items())}
+def _pairs(privates: Labelled, publics: Labelled, label: str) -> dict[int, str]:
+    """The label of each version that has both halves: one half alone is a key in the making, or on its way out."""
+    numbers = ({1: label} if label in privates else {}) | _numbers(privates, f"{label}/")
+    whole = {number: found for number, found in sorted(numbers.items()) if found in publics}
+    if not whole:
+        raise Unusable("hsm.key_missing", f"the token has no {label}; run the provisioning")
+    return whole
 
 
 def _fit(key: pkcs11.Object) -> pkcs11.Object:

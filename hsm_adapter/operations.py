@@ -9,15 +9,14 @@ from hmac import compare_digest
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from pkcs11 import Attribute
 from pkcs11 import Mechanism as Number
 
 from hsm_adapter import anchor, canonical, limits, mechanisms
 from hsm_adapter import protocol as p
 from hsm_adapter.errors import BadRequest, HsmError, RecordTampered
-from hsm_adapter.keys import SIGNING_LABELS, signing_label
+from hsm_adapter.keys import SIGNING_LABELS, key_label
+from hsm_adapter.making import destroy_key, make_key
 from hsm_adapter.mechanisms import RFC5649_OVERHEAD, Capabilities
-from hsm_adapter.provision import create_signing
 from hsm_adapter.sessions import Sessions, session_bytes
 from hsm_adapter.token import Token
 from hsm_adapter.translate import translated
@@ -41,6 +40,7 @@ class Operations:
             p.Random: self.random,
             p.Describe: self.describe,
             p.Amend: self.amend,
+            p.RewrapKek: self.rewrap_kek,
             p.ImportKey: self.import_key,
             p.ReadAnchor: self.read_anchor,
             p.WriteAnchor: self.write_anchor,
@@ -133,6 +133,38 @@ class Operations:
             record.vm, record.key_version, record.size, operation.attributes, record.kek, mac_key, record.wrapped, mac
         )
 
+    def rewrap_kek(self, operation: p.RewrapKek) -> p.KeyRecord:
+        """Proven before it is given: what the new wrap opens to, wrapped under the old KEK again, is the old wrap."""
+        record = operation.record
+        self._verify_key(record)
+        old = self._token.kek(record.kek)  # before asking for the newest: both searches may find newer ones
+        kek, mac_key = self._token.keys.current_kek, self._token.keys.current_mac
+        wrapped = record.wrapped if record.kek == kek else self._wrapped_anew(record, old, kek)
+        if record.kek == kek and record.mac_key == mac_key:
+            return record
+        bound = canonical.key_record_bytes(record.vm, record.key_version, record.size, record.attributes, kek, wrapped)
+        mac = self._fast.hmac(self._token.mac(mac_key), bound)
+        return p.KeyRecord(record.vm, record.key_version, record.size, record.attributes, kek, mac_key, wrapped, mac)
+
+    def _wrapped_anew(self, record: p.KeyRecord, old: int, kek: int) -> bytes:
+        fast, key_wrap, template = self._fast, self._key_wrap, mechanisms.UNWRAP_VM_KEY[record.size]
+        new = self._token.kek(kek)
+        vm_key = fast.unwrap(key_wrap, old, record.wrapped, template)
+        try:
+            wrapped = self._wrap(new, vm_key, record.size)
+        finally:
+            fast.destroy(vm_key)
+        opened = fast.unwrap(key_wrap, new, wrapped, template)
+        try:
+            again = fast.wrap(key_wrap, old, opened)
+        finally:
+            fast.destroy(opened)
+        if again != record.wrapped:  # wraps are no secret: no need for a comparison in constant time
+            raise HsmError(
+                "hsm.rewrap_failed", f"KEK {kek} opens its wrap of the key to another key than KEK {record.kek}"
+            )
+        return wrapped
+
     def open_session(self, operation: p.OpenSession) -> p.OpenedSession:
         """Make both keys of a session: for the host under its TPM's key, for later Rewraps under the KEK."""
         if operation.exponent != limits.RSA_EXPONENT:
@@ -199,16 +231,19 @@ class Operations:
             return p.Signature(key.sign(operation.data, mechanism=Number.EDDSA))
 
     def make_version(self, operation: p.MakeVersion) -> p.MadeVersion:
-        """A signing key's next version; a session key's with what the one before says of it, and of nothing else."""
+        """Only past the newest: a number that was destroyed, or passed over, never comes back as another key. A session
+        key's comes with what the one before says of it, and of nothing else."""
         name, version = operation.key, operation.version
-        if name not in SIGNING_LABELS:
-            raise BadRequest(f"{name} has no versions to make here")
-        self._token.refresh()
-        made = version not in self._token.keys.signing[name]
-        if made:
-            with self._token.writable() as session:
-                create_signing(session, name, signing_label(name, version))
-        public = self._token.keys.signing_public[name][version]
+        with self._token.writable() as session:
+            there = self._token.keys.versions(name)
+            made = version not in there
+            if made and not max(there) < version <= max(there) + limits.KEY_VERSION_STEP_MAX:
+                raise BadRequest(
+                    f"the newest version of keypeer/{name} is {max(there)}; {version} can't be made after it"
+                )
+            if made:
+                make_key(session, name, key_label(name, version))
+        public = self._token.keys.signing_public[name][version] if name in SIGNING_LABELS else b""
         return p.MadeVersion(made, b"", public, self._endorsement(version) if name == "session" else b"")
 
     def _endorsement(self, version: int) -> bytes:
@@ -219,20 +254,15 @@ class Operations:
         return self._ecdsa("session", canonical.session_key_bytes(version, keys[before], keys[version]), before)
 
     def destroy_version(self, operation: p.DestroyVersion) -> p.Destroyed:
-        """Both halves of a signing key's version, unless it is the only one."""
+        """Never the newest: it is in use, and its number tells which come next."""
         name, version = operation.key, operation.version
-        if name not in SIGNING_LABELS:
-            raise BadRequest(f"{name} has no versions to destroy here")
-        self._token.refresh()
-        there = self._token.keys.signing[name]
-        if version not in there:
-            return p.Destroyed(False)
-        if len(there) == 1:
-            raise BadRequest(f"version {version} is the only one of keypeer/{name}")
-        with self._token.writable() as session, translated("C_DestroyObject"):
-            for found in list(session.get_objects({Attribute.LABEL: signing_label(name, version)})):
-                found.destroy()
-        return p.Destroyed(True)
+        with self._token.writable() as session:
+            there = self._token.keys.versions(name)
+            if version == max(there):
+                raise BadRequest(f"version {version} is the newest of keypeer/{name}, which is never destroyed")
+            destroy_key(session, key_label(name, version))  # also what a maker or destroyer was killed over
+        self.forget_sessions()  # those under it must not live on in this worker's table
+        return p.Destroyed(version in there)
 
     def _ecdsa(self, name: str, data: bytes, version: int = 0) -> bytes:
         """SoftHSM 2.6 has no ECDSA with a hash built in, so SHA-256 runs here: ``data`` is no secret."""

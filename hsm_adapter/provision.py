@@ -13,32 +13,17 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 import pkcs11
-from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
+from pkcs11 import Attribute, ObjectClass
 
-from hsm_adapter import hardening, limits
+from hsm_adapter import hardening
 from hsm_adapter.errors import HsmError, Unusable
-from hsm_adapter.keys import IMPORT_LABEL, KEK_LABEL, MAC_LABEL, SIGNING_LABELS
+from hsm_adapter.keys import IMPORT_LABEL, KEK_LABEL, SECRET_LABELS, SIGNING_LABELS
+from hsm_adapter.making import make_key
 from hsm_adapter.pin import Pin, read_pin
 from hsm_adapter.token import Library
 from hsm_adapter.translate import translated
-
-# PKCS #11 v3.0 §2.3.5 names Edwards curves by OID (RFC 8410 §3) or by a PrintableString; modules know one of them.
-_ED25519_PARAMS: Final = (bytes.fromhex("06032b6570"), b"\x13\x0cedwards25519")
-_P256_PARAMS: Final = bytes.fromhex("06082a8648ce3d030107")  # OID 1.2.840.10045.3.1.7, RFC 5480 §2.1.1.1
-
-_STAYS: Final = {Attribute.PRIVATE: True, Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False}
-_NO_USE: Final = {
-    Attribute.ENCRYPT: False,
-    Attribute.DECRYPT: False,
-    Attribute.SIGN: False,
-    Attribute.VERIFY: False,
-    Attribute.WRAP: False,
-    Attribute.UNWRAP: False,
-    Attribute.DERIVE: False,
-}
 
 
 def init_token(module: str, label: str, so_pin: Pin, pin: Pin) -> bool:
@@ -68,17 +53,14 @@ def create_keys(module: str, label: str, pin: Pin) -> tuple[str, ...]:
     """
     with _open(Library(module), label, pin=pin) as session:
         made: list[str] = []
-        for prefix, create in ((KEK_LABEL, _create_kek), (MAC_LABEL, _create_mac)):
+        for name, prefix in SECRET_LABELS.items():
             if not _labels(session, ObjectClass.SECRET_KEY, prefix):
-                create(session, f"{prefix}1")
+                make_key(session, name, f"{prefix}1")
                 made.append(f"{prefix}1")
-        for name, key_label in SIGNING_LABELS.items():
+        for name, key_label in (*SIGNING_LABELS.items(), ("import", IMPORT_LABEL)):
             if not _labels(session, ObjectClass.PRIVATE_KEY, key_label):
-                create_signing(session, name, key_label)
+                make_key(session, name, key_label)
                 made.append(key_label)
-        if IMPORT_LABEL not in _labels(session, ObjectClass.PRIVATE_KEY, IMPORT_LABEL):
-            _create_import(session)
-            made.append(IMPORT_LABEL)
         return tuple(made)
 
 
@@ -87,7 +69,7 @@ def create_kek(module: str, label: str, pin: Pin) -> str:
     with _open(Library(module), label, pin=pin) as session:
         versions = [int(found.removeprefix(KEK_LABEL)) for found in _labels(session, ObjectClass.SECRET_KEY, KEK_LABEL)]
         key_label = f"{KEK_LABEL}{max(versions, default=0) + 1}"
-        _create_kek(session, key_label)
+        make_key(session, "kek", key_label)
         return key_label
 
 
@@ -111,60 +93,6 @@ def _labels(session: pkcs11.Session, kind: ObjectClass, prefix: str) -> list[str
     with translated("C_FindObjects"):
         found = list(session.get_objects({Attribute.CLASS: kind, Attribute.TOKEN: True}))
         return [label for label in (str(key[Attribute.LABEL]) for key in found) if label.startswith(prefix)]
-
-
-def _create_kek(session: pkcs11.Session, label: str) -> None:
-    use = {**_STAYS, **_NO_USE, Attribute.WRAP: True, Attribute.UNWRAP: True}
-    with translated("C_GenerateKey"):
-        session.generate_key(KeyType.AES, 256, label=label, store=True, template=use)
-
-
-def _create_mac(session: pkcs11.Session, label: str) -> None:
-    use = {**_STAYS, **_NO_USE, Attribute.SIGN: True, Attribute.VERIFY: True}
-    with translated("C_GenerateKey"):
-        session.generate_key(KeyType.GENERIC_SECRET, 256, label=label, store=True, template=use)
-
-
-def create_signing(session: pkcs11.Session, name: str, label: str) -> None:
-    """A key pair for ``name``: Ed25519 for audit, else P-256."""
-    if name != "audit":
-        _create_pair(session, KeyType.EC, Mechanism.EC_KEY_PAIR_GEN, _P256_PARAMS, label)
-        return
-    by_oid, by_name = _ED25519_PARAMS
-    try:
-        _create_pair(session, KeyType.EC_EDWARDS, Mechanism.EC_EDWARDS_KEY_PAIR_GEN, by_oid, label)
-    except HsmError:
-        _create_pair(session, KeyType.EC_EDWARDS, Mechanism.EC_EDWARDS_KEY_PAIR_GEN, by_name, label)
-
-
-def _create_import(session: pkcs11.Session) -> None:
-    with translated("C_GenerateKeyPair"):
-        session.generate_keypair(
-            KeyType.RSA,
-            limits.RSA_MODULUS_BYTES * 8,
-            label=IMPORT_LABEL,
-            store=True,
-            public_template={Attribute.PRIVATE: False, Attribute.ENCRYPT: False, Attribute.VERIFY: False},
-            private_template={
-                **_STAYS,
-                Attribute.UNWRAP: True,
-                Attribute.DECRYPT: False,
-                Attribute.SIGN: False,
-                Attribute.DERIVE: False,
-            },
-        )
-
-
-def _create_pair(session: pkcs11.Session, kind: KeyType, mechanism: Mechanism, params: bytes, label: str) -> None:
-    with translated("C_GenerateKeyPair"):
-        domain = session.create_domain_parameters(kind, {Attribute.EC_PARAMS: params}, local=True)
-        domain.generate_keypair(
-            mechanism=mechanism,
-            label=label,
-            store=True,
-            public_template={Attribute.PRIVATE: False, Attribute.VERIFY: True},
-            private_template={**_STAYS, Attribute.SIGN: True, Attribute.DERIVE: False},
-        )
 
 
 def main(arguments: list[str] | None = None) -> int:
