@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from pkcs11 import Attribute, KeyType, ObjectClass
 
 from hsm_adapter import cryptoki, limits, mechanisms
+from hsm_adapter.backup import Backups, Signer, find_recovery
 from hsm_adapter.errors import CryptokiError, HsmError, Unusable
 from hsm_adapter.keys import Keys, find_keys, handle_of
 from hsm_adapter.lock import token_lock
@@ -90,13 +91,20 @@ class Token:
         """Search the token's keys again: a rotation adds versions, and destroys them, while workers run."""
         old, self._copies = self._copies, []
         try:
-            self.keys = find_keys(self.session, self._working)
+            self.keys = self._found_keys()
         except HsmError:
             self.fast.destroy_all(*self._copies)
             self._copies = old  # those of the keys that are still in use here
             raise
-        self._refreshed = time.monotonic()
         self.fast.destroy_all(*old)
+
+    def _found_keys(self) -> Keys:
+        try:
+            return find_keys(self.session, self._working)
+        except CryptokiError as error:
+            if error.name != "OBJECT_HANDLE_INVALID":
+                raise
+            return find_keys(self.session, self._working)  # another process destroyed one while we looked
 
     def kek(self, version: int) -> int:
         """The handle of KEK ``version``. Raises Unusable(hsm.key_missing)."""
@@ -118,10 +126,8 @@ class Token:
 
     @contextmanager
     def writable(self) -> Iterator[pkcs11.Session]:
-        """A session that may change the token, while no other process does; the login is the process's. Which keys the
-        token has is known anew before and after."""
+        """A session that may change the token, while no other process does; the login is the process's."""
         with token_lock(self._lock):
-            self.refresh()
             with translated("C_OpenSession"):
                 session = self.info.open(rw=True)
             try:
@@ -129,7 +135,16 @@ class Token:
             finally:
                 with translated("C_CloseSession"):
                     session.close()
+
+    @contextmanager
+    def changing_keys(self) -> Iterator[pkcs11.Session]:
+        """:meth:`writable`; which keys there are is known anew before and after."""
+        with self.writable() as session:
             self.refresh()
+            try:
+                yield session
+            finally:
+                self.refresh()
 
     def close(self) -> None:
         """Log out and close; every handle is dead after it."""
@@ -143,7 +158,6 @@ class Token:
             found = of(self.keys).get(version)
         if found is None:
             raise Unusable("hsm.key_missing", f"the token has no version {version} of keypeer/{what}")
-        self._missing.pop((what, version), None)
         return found
 
     def _worth_a_search(self, what: str, version: int) -> bool:
@@ -170,31 +184,49 @@ class Token:
         self._copies.append(copy)
         return copy
 
+    def backups(self, session: pkcs11.Session, capabilities: Capabilities) -> Backups | None:
+        """What takes backups of keys made by ``session``; None when the token has no recovery key."""
+        recovery = find_recovery(session)
+        if recovery is None:
+            return None
+        fast = cryptoki.Session(self.library.module, handle_of(session))
+        return Backups(fast, capabilities, recovery, lambda: Signer.newest(self.keys.signing["session"]))
+
     def capabilities(self) -> Capabilities:
-        """Ask and try the token; makes an RSA key pair in this process to try OAEP with, some 100 ms."""
-        with translated("C_GetMechanismList"):
-            offered = frozenset(int(mechanism) for mechanism in self.info.slot.get_mechanisms())
-        private = rsa.generate_private_key(limits.RSA_EXPONENT, limits.RSA_MODULUS_BYTES * 8)
-        public = self.import_rsa_public(mechanisms.trial_modulus(private))
-        try:
-            oaep_hash, oaep = mechanisms.pick_oaep(self.fast, mechanisms.OaepTrial(private, public))
-        finally:
-            self.fast.destroy(public)
-        name, key_wrap = mechanisms.pick_key_wrap(self.fast, offered)
-        return Capabilities(name, key_wrap, oaep_hash, oaep)
+        """Ask and try the token; some 100 ms."""
+        return find_capabilities(self.session, self.fast, self.info)
 
     def import_rsa_public(self, modulus: bytes) -> int:
         """The handle of a session object that may wrap with RSA; ``modulus`` big-endian, exponent 65537."""
-        with translated("C_CreateObject"):
-            public = self.session.create_object(
-                {
-                    Attribute.CLASS: ObjectClass.PUBLIC_KEY,
-                    Attribute.KEY_TYPE: KeyType.RSA,
-                    Attribute.TOKEN: False,
-                    Attribute.PRIVATE: False,
-                    Attribute.MODULUS: modulus,
-                    Attribute.PUBLIC_EXPONENT: limits.RSA_EXPONENT.to_bytes(3, "big"),
-                    Attribute.WRAP: True,
-                }
-            )
-        return handle_of(public)
+        return import_rsa_public(self.session, modulus)
+
+
+def find_capabilities(session: pkcs11.Session, fast: cryptoki.Session, token: pkcs11.Token) -> Capabilities:
+    """What the token can do, tried; makes an RSA key pair in this process to try OAEP with."""
+    with translated("C_GetMechanismList"):
+        offered = frozenset(int(mechanism) for mechanism in token.slot.get_mechanisms())
+    private = rsa.generate_private_key(limits.RSA_EXPONENT, limits.RSA_MODULUS_BYTES * 8)
+    public = import_rsa_public(session, mechanisms.trial_modulus(private))
+    try:
+        oaep_hash, oaep = mechanisms.pick_oaep(fast, mechanisms.OaepTrial(private, public))
+    finally:
+        fast.destroy(public)
+    name, key_wrap = mechanisms.pick_key_wrap(fast, offered)
+    return Capabilities(name, key_wrap, oaep_hash, oaep)
+
+
+def import_rsa_public(session: pkcs11.Session, modulus: bytes) -> int:
+    """The handle of a session object that may wrap with RSA; ``modulus`` big-endian, exponent 65537."""
+    with translated("C_CreateObject"):
+        public = session.create_object(
+            {
+                Attribute.CLASS: ObjectClass.PUBLIC_KEY,
+                Attribute.KEY_TYPE: KeyType.RSA,
+                Attribute.TOKEN: False,
+                Attribute.PRIVATE: False,
+                Attribute.MODULUS: modulus,
+                Attribute.PUBLIC_EXPONENT: limits.RSA_EXPONENT.to_bytes(3, "big"),
+                Attribute.WRAP: True,
+            }
+        )
+    return handle_of(public)

@@ -48,9 +48,10 @@ async def open_store(home: Home) -> AsyncIterator[Store]:
 
 
 @asynccontextmanager
-async def open_custody(home: Home) -> AsyncIterator[HsmClient]:
-    """The client of the running HSM workers."""
-    custody = HsmClient(home.hsm_sockets())
+async def open_custody(home: Home, *, background: bool = False) -> AsyncIterator[HsmClient]:
+    """The client of the running HSM workers; in the background with frames that hold others up less."""
+    frame = limits.HSM_FRAME_OPERATIONS_BACKGROUND if background else limits.HSM_FRAME_OPERATIONS_MAX
+    custody = HsmClient(home.hsm_sockets(), frame_operations_max=frame)
     await custody.start()
     try:
         yield custody
@@ -59,9 +60,13 @@ async def open_custody(home: Home) -> AsyncIterator[HsmClient]:
 
 
 @asynccontextmanager
-async def open_context(home: Home) -> AsyncIterator[Context]:
+async def open_context(home: Home, *, background: bool = False) -> AsyncIterator[Context]:
     """Everything that flows need, over the running HSM workers and the store."""
-    async with open_store(home) as store, open_custody(home) as custody, open_witnesses() as witnesses:
+    async with (
+        open_store(home) as store,
+        open_custody(home, background=background) as custody,
+        open_witnesses() as witnesses,
+    ):
         description = await custody.describe()
         records = Records(store, custody)
         yield Context(

@@ -70,7 +70,7 @@ async def serve(home: Home, jobs: Sequence[Job] = JOBS) -> None:
 
 
 async def _serve(home: Home, jobs: Sequence[Job]) -> None:
-    async with only_one(home.run / "background.lock"), open_context(home) as ctx:
+    async with only_one(home.run / "background.lock"), open_context(home, background=True) as ctx:
         # After the store's writer was started, which keeps its priority: whoever holds LMDB's one write lock and gets
         # no processor holds all others up (a thread's nice value is its own, sched(7)).
         os.nice(limits.BACKGROUND_NICE)

@@ -196,7 +196,7 @@ JOB_FAILURES_SHOWN = 3  # failures in a row from which on /readyz tells; fewer a
 JOB_DETAIL_CHARS_MAX = 500  # characters of what went wrong
 
 # ── rotation of the HSM's keys ─────────────────────────────────────────────────────────────────────────────────
-ROTATION_PAGE = 1000  # records a commit while nobody else commits; SCAN_MAX, some 5 ms of the write lock
+ROTATION_PAGE = 500  # records a commit while nobody else commits; some 3 ms of the write lock, 40 ms of two HSM workers
 ROTATION_PAGE_BESIDE = 64  # records a commit beside others; under 1 ms of the write lock, a quarter of an HSM frame
 ROTATION_AHEAD = 3  # pages in the HSM while one is committed, so that its workers never wait for the disk
 ROTATION_SCANNED = 20  # pages without a record to move before the cursor is kept
@@ -208,6 +208,7 @@ ROTATION_RATE_S = 5.0  # seconds over which the rate is told
 ROTATION_FAILURES_SHOWN = 100  # records that couldn't be moved, told by name; all are counted
 ROTATION_STEP_S = 1.0  # seconds between looks for a rotation to do
 KEY_USERS_SHOWN = 10  # records or hosts that need an old version, told by name; all are counted
+HSM_FRAME_OPERATIONS_BACKGROUND = 32  # operations a frame of the background: some 4 ms that a release waits
 HSM_DESCRIBE_S = 30.0  # seconds for a worker to look its token over; it answers what waits first
 
 # ── signing keys ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -152,8 +152,9 @@ class _Connection(asyncio.Protocol):
 class HsmClient:
     """kms.custody.port.Custody over the workers' Unix sockets."""
 
-    def __init__(self, sockets: Sequence[Path]) -> None:
+    def __init__(self, sockets: Sequence[Path], *, frame_operations_max: int = limits.HSM_FRAME_OPERATIONS_MAX) -> None:
         self._sockets = tuple(sockets)
+        self._frame_max = frame_operations_max  # others' operations wait for a whole frame of ours
         self._connections: dict[Path, _Connection] = {}
         self._queue: deque[_Job] = deque()
         self._tasks: list[asyncio.Task[None]] = []
@@ -251,9 +252,14 @@ class HsmClient:
         self._queue.extend(jobs)
         self.pump()
         results = []
-        for job in jobs:
-            result = await job.future
-            results.append(await self._elsewhere(job, result))
+        try:
+            for job in jobs:
+                result = await job.future
+                results.append(await self._elsewhere(job, result))
+        except asyncio.CancelledError:  # nobody waits for what wasn't sent yet
+            given_up = set(map(id, jobs))
+            self._queue = deque(job for job in self._queue if id(job) not in given_up)
+            raise
         return results
 
     async def _elsewhere(self, job: _Job, result: Result) -> Result:
@@ -274,7 +280,7 @@ class HsmClient:
                 return
             connection = min(ready, key=lambda candidate: candidate.frames)
             share = -(-len(self._queue) // len(ready))
-            size = min(max(share, limits.HSM_FRAME_OPERATIONS_MIN), limits.HSM_FRAME_OPERATIONS_MAX, len(self._queue))
+            size = min(max(share, limits.HSM_FRAME_OPERATIONS_MIN), self._frame_max, len(self._queue))
             connection.send([self._queue.popleft() for _ in range(size)])
 
     def requeue(self, jobs: list[_Job]) -> None:
