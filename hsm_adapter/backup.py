@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 import pkcs11
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from msgspec import Meta
 from pkcs11 import Attribute, KeyType, ObjectClass
 
-from hsm_adapter import cryptoki, mechanisms
+from hsm_adapter import canonical, cryptoki, limits, mechanisms
 from hsm_adapter.cryptoki import Template
 from hsm_adapter.errors import Blame, CryptokiError, Unusable
 from hsm_adapter.keys import handle_of, public_spki
 from hsm_adapter.mechanisms import Capabilities
+from hsm_adapter.protocol import VersionedKey
+from hsm_adapter.signing import ecdsa
 from hsm_adapter.translate import translated
 
 RECOVERY_LABEL: Final = "keypeer/recovery"
@@ -45,16 +48,32 @@ class KeyBackup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """One key. ``transport``: RSA-OAEP (``oaep_hash``, empty label) of an AES-256 key under the recovery key;
     ``wrapped``: RFC 5649 wrap of the key (of a pair its PKCS #8) under that one; both base64, and empty for a pair that
     the token won't wrap. ``public_key``: SubjectPublicKeyInfo of a pair, base64. ``recovery``: SHA-256 of the recovery
-    key's SubjectPublicKeyInfo, hex."""
+    key's SubjectPublicKeyInfo, hex. ``signature``: over all of it (canonical.key_backup_bytes) by version ``signed_by``
+    of the session key pair, DER in base64; the first version signs itself."""
 
     format: Literal["keypeer-key-backup/1"] = FORMAT
-    key: str
-    version: int
+    key: VersionedKey
+    version: Annotated[int, Meta(ge=1, le=limits.KEY_VERSION_MAX)]
     oaep_hash: Literal["sha1", "sha256"]
     transport: str
     wrapped: str
     public_key: str
     recovery: str
+    signed_by: Annotated[int, Meta(ge=1, le=limits.KEY_VERSION_MAX)]
+    signature: str = ""
+
+    def signed_bytes(self) -> bytes:
+        """What the signature is over."""
+        return canonical.key_backup_bytes(
+            self.key,
+            self.version,
+            self.oaep_hash,
+            unbase64(self.transport),
+            unbase64(self.wrapped),
+            unbase64(self.public_key),
+            self.recovery,
+            self.signed_by,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,52 +84,72 @@ class Recovery:
     fingerprint: str
 
 
-class Backups:
-    """Takes backups on one session that may write."""
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """A version of the session key pair. Nobody may ask it for signatures (protocol.SigningKey doesn't have it), so
+    what it signed as a backup was taken by a worker or the provisioning."""
 
-    def __init__(self, fast: cryptoki.Session, capabilities: Capabilities, recovery: Recovery) -> None:
+    version: int
+    key: pkcs11.SignMixin
+
+    @classmethod
+    def newest(cls, versions: Mapping[int, pkcs11.SignMixin]) -> Signer | None:
+        """The newest of them."""
+        return cls(max(versions), versions[max(versions)]) if versions else None
+
+
+class Backups:
+    """Takes backups on one session that may write. ``signer`` finds who signs them: None on a token that has no session
+    key pair yet, whose first key is then that pair."""
+
+    def __init__(
+        self,
+        fast: cryptoki.Session,
+        capabilities: Capabilities,
+        recovery: Recovery,
+        signer: Callable[[], Signer | None],
+    ) -> None:
         self._fast = fast
         self._can = capabilities
         self._recovery = recovery
+        self._signer = signer
 
-    def of_secret(self, name: str, version: int, key: int) -> bytes:
-        """Of a secret key that may leave."""
-        return self._document(name, version, key, b"")
-
-    def of_pair(self, name: str, version: int, public: pkcs11.PublicKey, private: pkcs11.PrivateKey) -> bytes:
-        """Of a pair whose private half may leave. A token that can't wrap its kind (SoftHSM 2.6: Ed25519) gives a
-        document without it: which version there was must be known when it is replaced."""
-        spki = public_spki(public)
+    def take(self, name: str, version: int, made: tuple[pkcs11.Object, ...]) -> bytes:
+        """Of a secret key, or a pair, that may leave. A token that can't wrap a pair's kind (SoftHSM 2.6: Ed25519)
+        gives a document without the key: which version there was must be known when it is replaced."""
+        *public, key = made
+        signer = self._signer()
+        if signer is None and name == "session" and isinstance(key, pkcs11.SignMixin):
+            signer = Signer(version, key)
+        if signer is None:
+            raise Unusable("hsm.key_missing", "the token has no keypeer/session to sign backups with")
         try:
-            return self._document(name, version, handle_of(private), spki)
+            transport, wrapped = self._wrapped(handle_of(key))
         except CryptokiError as error:
-            if error.blame is not Blame.OPERATION:
+            if not public or error.blame is not Blame.OPERATION:
                 raise
-            return self._encode(name, version, b"", b"", spki)
+            transport, wrapped = b"", b""
+        backup = KeyBackup(
+            key=msgspec.convert(name, VersionedKey),
+            version=version,
+            oaep_hash="sha256" if self._can.oaep_hash == "sha256" else "sha1",
+            transport=_base64(transport),
+            wrapped=_base64(wrapped),
+            public_key=_base64(public_spki(public[0])) if public else "",
+            recovery=self._recovery.fingerprint,
+            signed_by=signer.version,
+        )
+        signature = _base64(ecdsa(signer.key, backup.signed_bytes()))
+        return msgspec.json.encode(msgspec.structs.replace(backup, signature=signature))
 
-    def _document(self, name: str, version: int, key: int, spki: bytes) -> bytes:
+    def _wrapped(self, key: int) -> tuple[bytes, bytes]:
         fast = self._fast
         transport = fast.generate(mechanisms.AES_KEY_GEN, _TRANSPORT)
         try:
             wrapped = fast.wrap(self._can.key_wrap, transport, key)
-            return self._encode(
-                name, version, fast.wrap(self._can.oaep, self._recovery.handle, transport), wrapped, spki
-            )
+            return fast.wrap(self._can.oaep, self._recovery.handle, transport), wrapped
         finally:
             fast.destroy(transport)
-
-    def _encode(self, name: str, version: int, transport: bytes, wrapped: bytes, spki: bytes) -> bytes:
-        return msgspec.json.encode(
-            KeyBackup(
-                key=name,
-                version=version,
-                oaep_hash="sha256" if self._can.oaep_hash == "sha256" else "sha1",
-                transport=_base64(transport),
-                wrapped=_base64(wrapped),
-                public_key=_base64(spki),
-                recovery=self._recovery.fingerprint,
-            )
-        )
 
 
 def find_recovery(session: pkcs11.Session) -> Recovery | None:
@@ -120,7 +159,7 @@ def find_recovery(session: pkcs11.Session) -> Recovery | None:
         found = list(session.get_objects(search))
         if len(found) > 1:
             raise Unusable("hsm.key_ambiguous", f"the token has {len(found)} objects labelled {RECOVERY_LABEL}")
-        return Recovery(handle_of(found[0]), fingerprint(_rsa_spki(found[0]))) if found else None
+        return Recovery(handle_of(found[0]), fingerprint(public_spki(found[0]))) if found else None
 
 
 def import_recovery(session: pkcs11.Session, public: rsa.RSAPublicKey) -> None:
@@ -146,12 +185,10 @@ def fingerprint(spki: bytes) -> str:
     return hashlib.sha256(spki).hexdigest()
 
 
-def _rsa_spki(key: pkcs11.Object) -> bytes:
-    modulus = int.from_bytes(bytes(key[Attribute.MODULUS]), "big")
-    exponent = int.from_bytes(bytes(key[Attribute.PUBLIC_EXPONENT]), "big")
-    public = rsa.RSAPublicNumbers(exponent, modulus).public_key()
-    return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-
-
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+def unbase64(text: str) -> bytes:
+    """Raises ValueError."""
+    return base64.b64decode(text, validate=True)

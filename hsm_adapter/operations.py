@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hmac import compare_digest
 from typing import Any, Final
-
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from pkcs11 import Mechanism as Number
 
 from hsm_adapter import anchor, canonical, limits, mechanisms
 from hsm_adapter import protocol as p
@@ -18,6 +14,7 @@ from hsm_adapter.keys import label_of
 from hsm_adapter.longlived import create_version, destroy_labelled
 from hsm_adapter.mechanisms import RFC5649_OVERHEAD, Capabilities
 from hsm_adapter.sessions import Sessions, session_bytes
+from hsm_adapter.signing import ecdsa, ed25519
 from hsm_adapter.token import Token
 from hsm_adapter.translate import translated
 
@@ -131,6 +128,7 @@ class Operations:
         RFC 5649 has no randomness, so only the same key gives the same bytes."""
         record = operation.record
         self._verify_key(record)
+        self._token.kek(record.kek)  # before asking which is the newest: this search may find newer ones
         kek, mac_key = self._token.keys.current_kek, self._token.keys.current_mac
         if (record.kek, record.mac_key) == (kek, mac_key):
             return record
@@ -138,8 +136,8 @@ class Operations:
             return self._bound(record, record.attributes, kek, record.wrapped)
         old, new = self._token.kek(record.kek), self._token.kek(kek)
         wrapped = self._carried_over(old, new, record.wrapped, record.size)
-        if not compare_digest(self._carried_over(new, old, wrapped, record.size), record.wrapped):
-            raise HsmError("hsm.unwrap_failed", f"what KEK {kek} wrapped isn't the key that KEK {record.kek} held")
+        if self._carried_over(new, old, wrapped, record.size) != record.wrapped:
+            raise HsmError("hsm.rewrap_failed", f"what KEK {kek} wrapped isn't the key that KEK {record.kek} held")
         return self._bound(record, record.attributes, kek, wrapped)
 
     def _carried_over(self, old: int, new: int, wrapped: bytes, size: int) -> bytes:
@@ -217,31 +215,22 @@ class Operations:
 
     def sign(self, operation: p.Sign) -> p.Signature:
         """By any key that callers may ask for."""
-        if operation.key != "audit":
-            return p.Signature(self._ecdsa(operation.key, operation.data, operation.version))
-        key = self._token.signing("audit", operation.version)
-        with translated("C_Sign"):
-            return p.Signature(key.sign(operation.data, mechanism=Number.EDDSA))
+        key = self._token.signing(operation.key, operation.version)
+        return p.Signature((ed25519 if operation.key == "audit" else ecdsa)(key, operation.data))
 
     def make_version(self, operation: p.MakeVersion) -> p.MadeVersion:
-        """A version of a long-lived key; a session key's with what the one before says of it, and of nothing else."""
+        """Only past the newest: a number that was destroyed, or passed over, never comes back as another key. A session
+        key's comes with what the one before says of it, and of nothing else."""
         name, version = operation.key, operation.version
-        with self._token.alone():
-            self._token.refresh()
-            made, backup = version not in self._versions(name), b""
+        with self._token.changing_keys() as session:
+            there = self._token.keys.versions(name)
+            made, backup = version not in there, b""
+            if made and not max(there) < version <= max(there) + limits.KEY_VERSION_STEP_MAX:
+                raise BadRequest(f"the newest version of keypeer/{name} is {max(there)}; {version} can't come after it")
             if made:
-                with self._token.writable() as session:
-                    destroy_labelled(session, label_of(name, version))  # what a killed attempt left of a pair
-                    backups = self._token.backups(session, self._capabilities)
-                    backup = create_version(session, name, version, backups)
+                backup = create_version(session, name, version, self._token.backups(session, self._capabilities))
         public = self._token.keys.signing_public.get(name, {}).get(version, b"")
         return p.MadeVersion(made, backup, public, self._endorsement(version) if name == "session" else b"")
-
-    def _versions(self, name: p.VersionedKey) -> Iterable[int]:
-        keys = self._token.keys
-        if name == "kek":
-            return keys.keks
-        return keys.macs if name == "record-mac" else keys.signing[name]
 
     def _endorsement(self, version: int) -> bytes:
         keys = self._token.keys.signing_public["session"]
@@ -251,25 +240,18 @@ class Operations:
         return self._ecdsa("session", canonical.session_key_bytes(version, keys[before], keys[version]), before)
 
     def destroy_version(self, operation: p.DestroyVersion) -> p.Destroyed:
-        """Every half of it, unless it is the newest: what is made anew is made with that one."""
+        """Every half of it, unless it is the newest: that one is in use, and its number tells which come next."""
         name, version = operation.key, operation.version
-        with self._token.alone():
-            self._token.refresh()
-            there = self._versions(name)
-            if version not in there:
-                return p.Destroyed(False)
+        with self._token.changing_keys() as session:
+            there = self._token.keys.versions(name)
             if version == max(there):
                 raise BadRequest(f"version {version} is the newest of keypeer/{name}, which is in use")
-            with self._token.writable() as session:
-                destroy_labelled(session, label_of(name, version))
-        return p.Destroyed(True)
+            destroy_labelled(session, label_of(name, version))  # also what a killed destroyer left
+        self.forget_sessions()  # those under it don't live on in this worker's table
+        return p.Destroyed(version in there)
 
     def _ecdsa(self, name: str, data: bytes, version: int = 0) -> bytes:
-        """SoftHSM 2.6 has no ECDSA with a hash built in, so SHA-256 runs here: ``data`` is no secret."""
-        with translated("C_Sign"):
-            raw = self._token.signing(name, version).sign(hashlib.sha256(data).digest(), mechanism=Number.ECDSA)
-        half = len(raw) // 2  # PKCS #11 v3.0 §2.3.1: r ‖ s of equal length
-        return encode_dss_signature(int.from_bytes(raw[:half], "big"), int.from_bytes(raw[half:], "big"))
+        return ecdsa(self._token.signing(name, version), data)
 
     def random(self, operation: p.Random) -> p.RandomBytes:
         """Of the token's own generator."""

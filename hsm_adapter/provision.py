@@ -13,8 +13,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pkcs11
@@ -24,10 +25,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pkcs11 import Attribute, ObjectClass
 
 from hsm_adapter import cryptoki, hardening, limits
-from hsm_adapter.backup import Backups, find_recovery, fingerprint, import_recovery
+from hsm_adapter.backup import Backups, Signer, find_recovery, fingerprint, import_recovery
 from hsm_adapter.errors import HsmError, Unusable
-from hsm_adapter.keys import IMPORT_LABEL, KEK_LABEL, SIGNING_LABELS, handle_of, label_of
-from hsm_adapter.longlived import create_import, create_version, destroy_labelled
+from hsm_adapter.keys import IMPORT_LABEL, SECRET_NAMES, SIGNING_LABELS, handle_of, label_of, versions_of
+from hsm_adapter.longlived import create_import, create_version
 from hsm_adapter.pin import Pin, read_pin
 from hsm_adapter.token import Library, find_capabilities
 from hsm_adapter.translate import translated
@@ -54,64 +55,69 @@ def init_token(module: str, label: str, so_pin: Pin, pin: Pin) -> bool:
 
 
 def create_keys(
-    module: str, label: str, pin: Pin, recovery: rsa.RSAPublicKey | None = None
-) -> tuple[tuple[str, ...], dict[str, bytes]]:
-    """Create the keys of DESIGN §4 that the token lacks → the labels of those made, and their backups by label.
+    module: str, label: str, pin: Pin, recovery: rsa.RSAPublicKey | None = None, folder: Path | None = None
+) -> tuple[str, ...]:
+    """Create the keys of DESIGN §4 that the token lacks → the labels of those made.
 
-    ``recovery``: put into the token first, unless it has one; from then on every key is backed up as it is made. Run it
-    once at a time: SoftHSM's token objects are not safe against concurrent creation.
+    ``recovery``: put into the token first, unless it has one; from then on every key is backed up as it is made, here
+    into ``folder`` before the key counts. Run it once at a time: SoftHSM's token objects are not safe against
+    concurrent creation.
     """
     library = Library(module)
     with _open(library, label, pin=pin) as session:
-        backups = _backups(library, label, session, recovery)
+        backups, keep = _backups(library, label, session, recovery), keep_in(folder)
         made: list[str] = []
-        taken: dict[str, bytes] = {}
-        for name in ("kek", "record-mac", *SIGNING_LABELS):
-            secret = name not in SIGNING_LABELS
-            prefix = f"keypeer/{name}/" if secret else SIGNING_LABELS[name]
-            if _labels(session, ObjectClass.SECRET_KEY if secret else ObjectClass.PRIVATE_KEY, prefix):
-                continue
-            key_label = label_of(name, 1)
-            destroy_labelled(session, key_label)
-            backup = create_version(session, name, 1, backups)
-            made.append(key_label)
-            if backup:
-                taken[key_label] = backup
-        if IMPORT_LABEL not in _labels(session, ObjectClass.PRIVATE_KEY, IMPORT_LABEL):
+        for name in ("session", *SECRET_NAMES, *(name for name in SIGNING_LABELS if name != "session")):
+            if not _versions(session, name):
+                create_version(session, name, 1, backups, keep)
+                made.append(label_of(name, 1))
+        if IMPORT_LABEL not in _labels(session, ObjectClass.PRIVATE_KEY):
             create_import(session)
             made.append(IMPORT_LABEL)
-        return tuple(made), taken
+        return tuple(made)
 
 
-def create_kek(module: str, label: str, pin: Pin) -> str:
+def create_kek(module: str, label: str, pin: Pin, folder: Path | None = None) -> str:
     """Create the next KEK version → its label. Workers wrap with it once they look again (Describe, self-test)."""
-    with _open(Library(module), label, pin=pin) as session:
-        versions = [int(found.removeprefix(KEK_LABEL)) for found in _labels(session, ObjectClass.SECRET_KEY, KEK_LABEL)]
-        version = max(versions, default=0) + 1
-        create_version(session, "kek", version)
+    library = Library(module)
+    with _open(library, label, pin=pin) as session:
+        version = max(_versions(session, "kek"), default=0) + 1
+        create_version(session, "kek", version, _backups(library, label, session, None), keep_in(folder))
         return label_of("kek", version)
 
 
 def _backups(
     library: Library, label: str, session: pkcs11.Session, recovery: rsa.RSAPublicKey | None
 ) -> Backups | None:
+    """What takes backups, to the recovery key that the token has, or else gets now."""
     found = find_recovery(session)
-    if found is None and recovery is None:
-        return None
     if found is None and recovery is not None:
         import_recovery(session, recovery)
         found = find_recovery(session)
-    if recovery is not None and found is not None:
-        given = recovery.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        if found.fingerprint != fingerprint(given):
-            raise Unusable(
-                "hsm.recovery_key",
-                f"the token's recovery key is {found.fingerprint}; the file's is {fingerprint(given)}",
-            )
     if found is None:
-        raise Unusable("hsm.recovery_key", "the token kept no recovery key")
+        return None
+    if recovery is not None:
+        given = fingerprint(recovery.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+        if found.fingerprint != given:
+            raise Unusable(
+                "hsm.recovery_key", f"the token's recovery key is {found.fingerprint}; the file's is {given}"
+            )
     fast = cryptoki.Session(library.module, handle_of(session))
-    return Backups(fast, find_capabilities(session, fast, library.token(label)), found)
+    return Backups(fast, find_capabilities(session, fast, library.token(label)), found, partial(find_signer, session))
+
+
+def find_signer(session: pkcs11.Session) -> Signer | None:
+    """The newest version of the session key pair, which signs backups."""
+    versions = _versions(session, "session")
+    with translated("C_FindObjects"):
+        return Signer.newest(
+            {
+                version: key
+                for version, found in versions.items()
+                for key in session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.LABEL: found})
+                if isinstance(key, pkcs11.SignMixin)
+            }
+        )
 
 
 def read_recovery(path: Path) -> rsa.RSAPublicKey:
@@ -125,16 +131,35 @@ def read_recovery(path: Path) -> rsa.RSAPublicKey:
     return key
 
 
-def write_backups(folder: Path, backups: Mapping[str, bytes]) -> None:
-    """One file a key, named by its label, its owner's alone."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for label, backup in backups.items():
-        path = folder / backup_name(label)
-        draft = path.with_suffix(".new")
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(backup)
-            os.fsync(file.fileno())
-        draft.replace(path)
+def keep_in(folder: Path | None) -> Callable[[str, bytes], None]:
+    """What writes a key's backup to ``folder``: one file a key, its owner's alone. Without a folder it refuses, so that
+    no key is made whose backup is lost."""
+
+    def keep(label: str, backup: bytes) -> None:
+        if folder is None:
+            raise Unusable("hsm.backups", f"{label} must be backed up as it is made; name a folder for backups")
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_synced(folder / backup_name(label), backup)
+        except OSError as error:
+            raise Unusable("hsm.backups", f"{folder}: {error.strerror}") from error
+
+    return keep
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """The whole file or none, of mode 0600, on the disk when this returns."""
+    draft = path.with_suffix(".new")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def backup_name(label: str) -> str:
@@ -158,10 +183,17 @@ def _open(
             session.close()
 
 
-def _labels(session: pkcs11.Session, kind: ObjectClass, prefix: str) -> list[str]:
+def _labels(session: pkcs11.Session, kind: ObjectClass) -> list[str]:
     with translated("C_FindObjects"):
-        found = list(session.get_objects({Attribute.CLASS: kind, Attribute.TOKEN: True}))
-        return [label for label in (str(key[Attribute.LABEL]) for key in found) if label.startswith(prefix)]
+        found = session.get_objects({Attribute.CLASS: kind, Attribute.TOKEN: True})
+        return [str(key[Attribute.LABEL]) for key in found]
+
+
+def _versions(session: pkcs11.Session, name: str) -> dict[int, str]:
+    """The label of each version of a long-lived key. A pair without its private half is none."""
+    return versions_of(
+        name, _labels(session, ObjectClass.SECRET_KEY if name in SECRET_NAMES else ObjectClass.PRIVATE_KEY)
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -183,11 +215,9 @@ def main(arguments: list[str] | None = None) -> int:
         so_pin = read_pin(options.so_pin) if options.so_pin else None
         initialised = so_pin is not None and init_token(options.module, options.label, so_pin, pin)
         recovery = read_recovery(options.recovery) if options.recovery else None
-        made, backups = create_keys(options.module, options.label, pin, recovery)
-        if options.backups:
-            write_backups(options.backups, backups)
+        made = create_keys(options.module, options.label, pin, recovery, options.backups)
         if options.new_kek:
-            made += (create_kek(options.module, options.label, pin),)
+            made += (create_kek(options.module, options.label, pin, options.backups),)
     except HsmError as error:
         sys.stderr.write(f"{error}\n")
         return 1
