@@ -44,6 +44,7 @@ FLOORS = {
     "kms.signing_keys": 2.7,
     "kms.known": 2.7,
     "kms.movers": 2.9,
+    "kms.verification": 2.9,
     "kms.flows": 3,
     "kms.custody": 4,
     "kms.store": 4,
