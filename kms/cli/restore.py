@@ -62,16 +62,12 @@ def restore(
     if break_glass or files:
         made = _break_glass(settled, files, so_pin, asked)
     report, rolled_back = asyncio.run(_looked_at(settled, asked))
-    tell(report, as_json=as_json)
+    facts = {"home": str(place), "log_size": manifest.log_size, "rolled_back": rolled_back, "keys": made}
+    tell(report, as_json=as_json, more=facts)
     if rolled_back:
-        say(f"the HSM token remembers more than this backup holds: {rolled_back}")
-    if as_json:
-        document = {"home": str(place), "log_size": manifest.log_size, "rolled_back": rolled_back, "keys": made}
-        click.echo(json.dumps(document))
-    else:
-        say(
-            f"{place} holds the service as of {time.strftime('%F %T', time.gmtime(manifest.made_at))} UTC; next: keypeer init"
-        )
+        say(f"nothing will be released until officers accept it: {rolled_back}")
+    when = time.strftime("%F %T", time.gmtime(manifest.made_at))
+    say(f"{place} holds the service as of {when} UTC; next: keypeer init")
     if report.failures:
         sys.exit(Exit.BAD_INPUT)
 
