@@ -209,3 +209,11 @@ ROTATION_FAILURES_SHOWN = 100  # records that couldn't be moved, told by name; a
 ROTATION_STEP_S = 1.0  # seconds between looks for a rotation to do
 KEY_USERS_SHOWN = 10  # records or hosts that need an old version, told by name; all are counted
 HSM_DESCRIBE_S = 30.0  # seconds for a worker to look its token over; it answers what waits first
+
+# ── officers ───────────────────────────────────────────────────────────────────────────────────────────────────
+OFFICERS_MAX = 64  # count; all are read when approvals are counted
+PROPOSAL_ID_BYTES = 8  # bytes; random, and one that is taken is refused
+PROPOSAL_LIFE_S = 7 * 86400  # seconds; officers are people, with weekends
+PROPOSALS_OPEN_MAX = 1000  # count; more wait for nobody, and each may carry megabytes
+EXECUTION_ATTEMPTS_MAX = 5  # count; retries when another change came between reading the state and the act
+VERIFIED_DECISIONS_MAX = 4096  # signatures remembered as good or bad, some 300 bytes each

@@ -86,7 +86,16 @@ class Issuer:
                 life=limits.STAFF_CERTIFICATE_LIFE_S,
             )
         )
-        principal = Principal(role, role, hashlib.sha256(certificate).digest(), self._now)
+        principal = Principal(
+            role,
+            role,
+            hashlib.sha256(certificate).digest(),
+            self._now,
+            public_key=spki,
+            certificate=certificate,
+            expires_at=self._now + limits.STAFF_CERTIFICATE_LIFE_S,
+            enrolled_by="keypeer init",
+        )
         entry = AuditRecord(
             time=time.time(),
             action="principal.issue",
