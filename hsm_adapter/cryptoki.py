@@ -77,19 +77,23 @@ class Mechanism:
 
 
 class Template:
-    """A CK_ATTRIBUTE array built once out of booleans and CK_ULONGs, the only kinds that key templates here need."""
+    """A CK_ATTRIBUTE array built once out of booleans, CK_ULONGs and bytes, the only kinds that templates here need."""
 
     __slots__ = ("count", "keep", "pointer")
 
-    def __init__(self, attributes: Mapping[int, bool | int]) -> None:
+    def __init__(self, attributes: Mapping[int, bool | int | bytes]) -> None:
         self.count = len(attributes)
         self.pointer = _ffi.new("CK_ATTRIBUTE[]", self.count)
-        self.keep = [
-            _ffi.new("CK_BYTE *", value) if isinstance(value, bool) else _ffi.new("CK_ULONG *", value)
-            for value in attributes.values()
-        ]
-        for entry, number, value in zip(self.pointer, attributes, self.keep, strict=True):
-            entry.type, entry.pValue, entry.ulValueLen = number, value, _ffi.sizeof(_ffi.typeof(value).item)
+        self.keep = [_held(value) for value in attributes.values()]
+        for entry, number, (value, size) in zip(self.pointer, attributes, self.keep, strict=True):
+            entry.type, entry.pValue, entry.ulValueLen = number, value, size
+
+
+def _held(value: bool | int | bytes) -> tuple[Any, int]:
+    if isinstance(value, bytes):
+        return _ffi.new("CK_BYTE[]", value), len(value)
+    held = _ffi.new("CK_BYTE *" if isinstance(value, bool) else "CK_ULONG *", value)
+    return held, _ffi.sizeof(_ffi.typeof(held).item)
 
 
 class Module:
@@ -133,8 +137,8 @@ class Session:
         self._wrap = module.function("WrapKey")
         self._unwrap = module.function("UnwrapKey")
         self._hmac = Mechanism(0x251).pointer  # CKM_SHA256_HMAC, PKCS #11 v3.0 §2.22
-        # One buffer for every output: an RSA-2048 ciphertext is the longest. None of them is a secret in the clear.
-        self._out = _ffi.new("CK_BYTE[]", limits.RSA_MODULUS_BYTES)
+        # One buffer for every output: an RSA ciphertext is the longest. None of them is a secret in the clear.
+        self._out = _ffi.new("CK_BYTE[]", limits.OUTPUT_BYTES_MAX)
         self._out_view = _ffi.buffer(self._out)
         self._length = _ffi.new("CK_ULONG *")
         self._key = _ffi.new("CK_ULONG *")
@@ -143,7 +147,7 @@ class Session:
         """HMAC-SHA-256 of ``data``, 32 bytes."""
         if rv := self._sign_init(self._handle, self._hmac, key):
             raise CryptokiError(rv, "C_SignInit")
-        self._length[0] = limits.RSA_MODULUS_BYTES
+        self._length[0] = limits.OUTPUT_BYTES_MAX
         if rv := self._sign(self._handle, data, len(data), self._out, self._length):
             raise CryptokiError(rv, "C_Sign")
         return self._taken()
@@ -156,7 +160,7 @@ class Session:
 
     def wrap(self, mechanism: Mechanism, wrapping_key: int, key: int) -> bytes:
         """``key`` wrapped by ``wrapping_key``."""
-        self._length[0] = limits.RSA_MODULUS_BYTES
+        self._length[0] = limits.OUTPUT_BYTES_MAX
         if rv := self._wrap(self._handle, mechanism.pointer, wrapping_key, key, self._out, self._length):
             raise CryptokiError(rv, "C_WrapKey")
         return self._taken()

@@ -14,18 +14,17 @@ from pathlib import Path
 
 import structlog
 from aiohttp import web
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from keypeer.wire.tlog.note import VerifierKey
 from kms import limits
 from kms.custody.client import HsmClient
-from kms.custody.port import Description
-from kms.errors import BadRequest, Unavailable
+from kms.errors import BadRequest
 from kms.evidence.ek import VendorCas
 from kms.flows.context import AttestationProfile, Context, LogProfile
 from kms.records import Records, RuntimePolicies
+from kms.rollback import RollbackGuard
 from kms.settings import Home
+from kms.signing_keys import first_keys
 from kms.store.lmdb import LmdbStore
 from kms.store.port import Store
 from kms.web.limiter import Limiter
@@ -50,9 +49,9 @@ async def open_store(home: Home) -> AsyncIterator[Store]:
 
 
 @asynccontextmanager
-async def open_custody(home: Home) -> AsyncIterator[HsmClient]:
-    """The client of the running HSM workers."""
-    custody = HsmClient(home.hsm_sockets())
+async def open_custody(home: Home, *, background: bool = False) -> AsyncIterator[HsmClient]:
+    """The client of the running HSM workers; in the background one that gives way to the others."""
+    custody = HsmClient(home.hsm_sockets(), background=background)
     await custody.start()
     try:
         yield custody
@@ -61,11 +60,18 @@ async def open_custody(home: Home) -> AsyncIterator[HsmClient]:
 
 
 @asynccontextmanager
-async def open_context(home: Home) -> AsyncIterator[Context]:
+async def open_context(home: Home, *, background: bool = False) -> AsyncIterator[Context]:
     """Everything that flows need, over the running HSM workers and the store."""
-    async with open_store(home) as store, open_custody(home) as custody, open_witnesses() as witnesses:
+    async with (
+        open_store(home) as store,
+        open_custody(home, background=background) as custody,
+        open_witnesses() as witnesses,
+    ):
         description = await custody.describe()
         records = Records(store, custody)
+        rollback = RollbackGuard(store, custody)
+        if await rollback.look() is not None:
+            _log.error("store rolled back", detail=str(rollback.trouble))
         yield Context(
             store=store,
             records=records,
@@ -76,10 +82,9 @@ async def open_context(home: Home) -> AsyncIterator[Context]:
             profile=profile(home),
             vendor_cas=read_vendor_cas(home),
             ca=ssl.PEM_cert_to_DER_cert((home.tls / "ca.pem").read_text("ascii")),
-            geo_key=description.public_keys["geo"],
-            session_key=description.public_keys["session"],
-            appraisal_key=description.public_keys["appraisal"],
-            log=log_profile(home, description, witnesses),
+            first_keys=first_keys(description),
+            log=log_profile(home, witnesses),
+            rollback=rollback,
         )
 
 
@@ -93,26 +98,16 @@ async def open_witnesses() -> AsyncIterator[HttpWitnesses]:
         await witnesses.close()
 
 
-def log_profile(home: Home, description: Description, client: WitnessClient) -> LogProfile:
+def log_profile(home: Home, client: WitnessClient) -> LogProfile:
     """How the audit log is signed and witnessed."""
     audit = home.settings.audit
-    # 0 is "the newest" where the worker doesn't tell versions.
-    keys = description.signing_versions.get("audit") or {0: description.public_keys["audit"]}
     return LogProfile(
         origin=audit.origin,
-        keys={version: _ed25519(key) for version, key in keys.items()},
         client=client,
         witnesses=tuple(Witness(each.url, VerifierKey.parse(each.key)) for each in audit.witness),
         required=audit.witnesses_required,
+        anchor_s=audit.anchor_s,
     )
-
-
-def _ed25519(key: bytes) -> bytes:
-    """The 32 bytes of an Ed25519 key, from its SubjectPublicKeyInfo."""
-    loaded = load_der_public_key(key)
-    if not isinstance(loaded, Ed25519PublicKey):
-        raise Unavailable("hsm.key_missing", "the token's audit key is no Ed25519 key", hint="keypeer doctor")
-    return loaded.public_bytes_raw()
 
 
 def profile(home: Home) -> AttestationProfile:

@@ -121,6 +121,7 @@ class StoredGeoTag(Record, frozen=True):
     tag: str
     statement: bytes
     signature: bytes
+    key: int = 1  # the version of the geo key that signed it
 
 
 class GeoFacts(Record, frozen=True):
@@ -285,6 +286,7 @@ class AttestationSession(Record, frozen=True):
     signature: bytes
     ima: ImaPosition = NO_IMA
     runtime: tuple[RuntimePosition, ...] = ()
+    signed_by: int = 1  # the version of the HSM's session key that signed the grant
 
 
 class KeyAttributes(Record, frozen=True):
@@ -476,6 +478,32 @@ class RotationProgress(Record, frozen=True):
     failures: tuple[tuple[str, str], ...] = ()
     rate: int = 0
     at: int = 0
+
+
+SigningName = Literal["geo", "appraisal", "session", "audit"]
+
+
+class SigningVersion(Record, frozen=True):
+    """A version of a signing key in the HSM. ``public_key``: SubjectPublicKeyInfo DER. ``endorsement``: of a session
+    key, the signature of the version before it. A retired one verifies nothing any more."""
+
+    version: int
+    public_key: bytes
+    made_at: int = 0  # 0: with the token
+    made_by: str = ""
+    retired_at: int = 0
+    retired_by: str = ""
+    why: str = ""
+    endorsement: bytes = b""
+    destroyed_at: int = 0
+
+
+class SigningKeyRecord(Record, frozen=True):
+    """All versions of a signing key, oldest first; the last one signs. ``claimed_at``: when somebody began to make the
+    next one; 0: nobody does."""
+
+    versions: tuple[SigningVersion, ...]
+    claimed_at: int = 0
 
 
 # ── officers' proposals ────────────────────────────────────────────────────────────────────────────────────────

@@ -161,6 +161,7 @@ OLD_VERSIONS_MAX = 16  # versions of one VM that are still readable; each is a r
 LIST_SCAN_MAX = 1000  # records that one page of a list looks at, some 5 µs each; PAGE_MAX, or pages would be short
 LIST_TOMBSTONES_MAX = 500  # destroyed keys that a page looks at; each record's seal is an HSM operation
 LIST_PROBE = 64  # index records read to see which index of a filter is the sparsest
+DUE_INTERVAL_S = 1.0  # seconds between looks at what fell due; an empty look is one read
 DUE_STEP_MAX = 1000  # keys that one step settles, some 0.2 s; SCAN_MAX
 DUE_RETRY_S = 3600  # seconds until a key is looked at again that couldn't be settled
 ROTATION_PAGE = 256  # VMs that a rotation looks at between two commits; one HSM frame
@@ -175,6 +176,7 @@ LOG_REASONS_MAX = 16  # reasons that are kept of an entry that would be too larg
 LOG_REASON_CHARS_MAX = 128  # characters of each of their four texts; up to six bytes each in JSON
 CHECKPOINT_INTERVAL_S = 1.0  # seconds between checkpoints: a signature of the HSM each
 ANCHOR_INTERVAL_S = 60.0  # seconds between writes of the token's anchor; tokens keep it in flash
+ANCHOR_INTERVAL_MAX_S = 3600.0  # seconds; an hour of releases that could be undone unseen
 CHECKPOINT_ATTEMPTS_MAX = 5  # count; compare-and-set retries when another process moved the checkpoint
 LOG_ORIGIN_CHARS_MAX = 128  # characters; a line of each checkpoint
 WITNESSES_MAX = 16  # count; as many signatures as every reader of notes takes (C2SP signed-note)
@@ -196,7 +198,7 @@ JOB_FAILURES_SHOWN = 3  # failures in a row from which on /readyz tells; fewer a
 JOB_DETAIL_CHARS_MAX = 500  # characters of what went wrong
 
 # ── rotation of the HSM's keys ─────────────────────────────────────────────────────────────────────────────────
-ROTATION_PAGE = 1000  # records a commit while nobody else commits; SCAN_MAX, some 5 ms of the write lock
+ROTATION_PAGE = 500  # records a commit while nobody else commits; some 3 ms of the write lock, 40 ms of two HSM workers
 ROTATION_PAGE_BESIDE = 64  # records a commit beside others; under 1 ms of the write lock, a quarter of an HSM frame
 ROTATION_AHEAD = 3  # pages in the HSM while one is committed, so that its workers never wait for the disk
 ROTATION_SCANNED = 20  # pages without a record to move before the cursor is kept
@@ -208,7 +210,14 @@ ROTATION_RATE_S = 5.0  # seconds over which the rate is told
 ROTATION_FAILURES_SHOWN = 100  # records that couldn't be moved, told by name; all are counted
 ROTATION_STEP_S = 1.0  # seconds between looks for a rotation to do
 KEY_USERS_SHOWN = 10  # records or hosts that need an old version, told by name; all are counted
-HSM_DESCRIBE_S = 30.0  # seconds for a worker to look its token over; it answers what waits first
+HSM_FRAME_OPERATIONS_BACKGROUND = 32  # operations a frame of the background: some 4 ms that a release waits
+HSM_WORKER_ANSWER_S = 30.0  # seconds for one worker to make a key or look its token over, after what waits first
+
+# ── signing keys ───────────────────────────────────────────────────────────────────────────────────────────────
+SIGNING_VERSIONS_MAX = 64  # versions listed of one key, destroyed ones included; some 200 bytes each
+SIGNING_LOST_MAX = 8  # versions made by attempts that ended before their commit, in a row
+AUDIT_OVERLAP_S = 30 * 86400  # seconds in which checkpoints carry the signature of the key before, too
+SIGNING_CLAIM_S = 60  # seconds; an HSM operation is given up after 4 attempts of 5 s and as long a wait for a worker
 
 # ── officers ───────────────────────────────────────────────────────────────────────────────────────────────────
 OFFICERS_MAX = 64  # count; all are read when approvals are counted

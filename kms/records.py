@@ -100,7 +100,8 @@ CHECKPOINTS = Kind("checkpoint", domain.StoredCheckpoint, sealed=False)  # one: 
 JOB_NOTES = Kind("job", domain.JobNote, sealed=False)  # by job; for people to read
 KEYS_IN_USE = Kind("keys-in-use", domain.KeysInUse)  # one, called "hsm"
 KEY_ROTATIONS = Kind("rotation", domain.KeyRotation)  # by key: the last one
-# Plain, for it moves with each page: a false one costs a round, since the last round looks at everything.
+# Plain, for it moves with each page: a false one may end a rotation early, and the destruction of the old version,
+# which looks at everything itself, is refused then.
 ROTATION_PROGRESS = Kind("rotation-progress", domain.RotationProgress, sealed=False)  # by key
 
 
@@ -157,6 +158,8 @@ def decode_vm(item: Item) -> KeyRecord:
                 raise tampered(item.key)
             return record
         stored = _stored_key.decode(item.value)
+        if item.key.startswith(OLD_PREFIX) and item.key != old_key(vm, stored.key_version):
+            raise tampered(item.key)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise tampered(item.key) from None
     return KeyRecord(

@@ -41,6 +41,8 @@ FLOORS = {
     "kms.vm_records": 2.6,
     "kms.vm_filter": 2.7,
     "kms.quotas": 2.7,
+    "kms.rollback": 2.7,
+    "kms.signing_keys": 2.7,
     "kms.known": 2.7,
     "kms.officers": 2.7,
     "kms.movers": 2.9,

@@ -29,6 +29,7 @@ from kms.domain import LogIdentity, StoredCheckpoint, WitnessState
 from kms.errors import KeypeerError, NotFound, Unavailable
 from kms.flows.context import Context, conflict
 from kms.records import CHECKPOINTS, LOG, Loaded, tampered
+from kms.signing_keys import raw_ed25519
 from kms.store.port import Check, Commit, Committed, LogHead
 from kms.tree import consistency_proof, root_at
 from kms.witness.port import Witness
@@ -73,13 +74,27 @@ async def keys(ctx: Context) -> LogKeys:
     origin = await _origin(ctx)
     return LogKeys(
         origin=origin,
-        keys=tuple(str(key) for key in _log_keys(ctx, origin)),
+        keys=tuple(str(key) for _, key in await _log_keys(ctx, origin)),
         witnesses=tuple(str(witness.key) for witness in ctx.log.witnesses),
     )
 
 
-def _log_keys(ctx: Context, origin: str) -> list[VerifierKey]:
-    return [log_key(origin, ctx.log.keys[version]) for version in sorted(ctx.log.keys, reverse=True)]
+async def _log_keys(ctx: Context, origin: str) -> list[tuple[int, VerifierKey]]:
+    """Version and verifier key of each that counts, the newest first."""
+    key = await ctx.signing_key("audit")
+    return [(each.version, log_key(origin, raw_ed25519(each.public_key))) for each in key.good]
+
+
+async def _signers(ctx: Context, origin: str) -> list[tuple[int, VerifierKey]]:
+    """The newest key, and for limits.AUDIT_OVERLAP_S the one before: who verifies by a list of keys from before the
+    rotation has that long to fetch the new one."""
+    key = await ctx.signing_key("audit")
+    since = ctx.now() - limits.AUDIT_OVERLAP_S
+    return [
+        (version, verifier)
+        for version, verifier in await _log_keys(ctx, origin)
+        if version == key.newest.version or key.replaced_at(version) > since
+    ]
 
 
 async def _origin(ctx: Context) -> str:
@@ -115,7 +130,7 @@ async def _fresh(ctx: Context) -> Loaded[StoredCheckpoint]:
     for _ in range(limits.CHECKPOINT_ATTEMPTS_MAX):
         loaded = await ctx.records.load(CHECKPOINTS, _NEWEST)
         head = await ctx.store.log_head()
-        before = None if loaded is None else _opened(ctx, origin, loaded).checkpoint
+        before = None if loaded is None else (await _opened(ctx, origin, loaded)).checkpoint
         if before is not None:
             await _refuse_another_log(ctx, before, head)
         if loaded is not None and loaded.value.size == head.size:
@@ -123,7 +138,7 @@ async def _fresh(ctx: Context) -> Loaded[StoredCheckpoint]:
         stored = msgspec.structs.replace(
             loaded.value if loaded else StoredCheckpoint(0, "", 0.0),
             size=head.size,
-            note=await _sign(ctx, Checkpoint(origin, head.size, head.root), max(ctx.log.keys)),
+            note=await _sign(ctx, Checkpoint(origin, head.size, head.root)),
             at=ctx.clock(),
         )
         if await _put(ctx, loaded, stored):
@@ -134,9 +149,12 @@ async def _fresh(ctx: Context) -> Loaded[StoredCheckpoint]:
     return kept
 
 
-def _opened(ctx: Context, origin: str, loaded: Loaded[StoredCheckpoint]) -> SignedCheckpoint:
+async def _opened(ctx: Context, origin: str, loaded: Loaded[StoredCheckpoint]) -> SignedCheckpoint:
+    # By retired versions too: what the last checkpoint says of the log isn't forgotten with its key.
+    versions = (await ctx.signing_key("audit")).versions
+    keys = [log_key(origin, raw_ed25519(version.public_key)) for version in versions]
     try:
-        opened = open_checkpoint(loaded.value.note.encode(), _log_keys(ctx, origin))
+        opened = open_checkpoint(loaded.value.note.encode(), keys)
     except WireError:
         raise tampered(loaded.key) from None
     if opened.checkpoint.size != loaded.value.size or opened.checkpoint.origin != origin:
@@ -153,13 +171,17 @@ async def _refuse_another_log(ctx: Context, before: Checkpoint, head: LogHead) -
         )
 
 
-async def _sign(ctx: Context, checkpoint: Checkpoint, version: int) -> str:
-    """The checkpoint as a note signed by that version of the audit key."""
-    key = log_key(checkpoint.origin, ctx.log.keys[version])
-    signature = await ctx.custody.sign("audit", checkpoint.text.encode(), version)
-    note = Note(checkpoint.text, (Signature(key.name, key.key_id, signature),))
+async def _sign(ctx: Context, checkpoint: Checkpoint) -> str:
+    """The checkpoint as a note signed by the audit key's newest version, and by the one before for a while."""
+    signers = await _signers(ctx, checkpoint.origin)
+    text = checkpoint.text.encode()
+    lines = [
+        Signature(key.name, key.key_id, await ctx.custody.sign("audit", text, version)) for version, key in signers
+    ]
+    note = Note(checkpoint.text, tuple(lines))
     try:
-        verify_note(note, [key])
+        for _, key in signers:
+            verify_note(note, [key])
     except WireError:
         raise Unavailable("hsm.sign", "the HSM's signature isn't the audit key's", hint="restart the service") from None
     return str(note)
@@ -187,11 +209,13 @@ async def _change(ctx: Context, **changes: object) -> Loaded[StoredCheckpoint]:
 
 
 async def anchor(ctx: Context) -> None:
-    """Has the token remember the newest head, at most every limits.ANCHOR_INTERVAL_S. A token that refuses is told in
+    """Has the token remember the newest head, at most every ``ctx.log.anchor_s``. A token that refuses is told in
     readiness; whether the log may still be trusted is looked at when the service starts."""
     stored, now = (await _fresh(ctx)).value, ctx.clock()
-    if stored.anchored_size == stored.size or 0 <= now - stored.anchored_at < limits.ANCHOR_INTERVAL_S:
+    if stored.anchored_size == stored.size or 0 <= now - stored.anchored_at < ctx.log.anchor_s:
         return
+    await ctx.rollback.look()
+    await ctx.rollback.refuse()  # a store that was put back must not become what the token remembers
     checkpoint, trouble = Checkpoint.parse(parse_note(stored.note.encode()).text), ""
     try:
         await ctx.custody.write_anchor(checkpoint.size, checkpoint.root)

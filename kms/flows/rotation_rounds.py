@@ -57,6 +57,7 @@ class _Work:
         self._rate = plan.Rate(ctx.clock())
         self._since = ctx.clock()  # when the present page's turn began
         self._others = 0  # commits by others during it
+        self._pause = 0.0  # seconds to rest after it
 
     @classmethod
     async def open(cls, ctx: Context, rotation: Loaded[KeyRotation]) -> _Work:
@@ -93,19 +94,25 @@ class _Work:
                     return True
                 page, moving = ahead.popleft()
                 moved = await moving
-                if self._pace.page == limits.ROTATION_PAGE:
+                if self._alone:
                     await self._fill(ahead, mover, reading)  # the HSM works on while this page is committed
                 if not await self._keep(mover, page, moved):
                     return False
+                if ahead and not self._alone:  # others came: full pages stand before them in the HSM's queue
+                    await _drop(ahead)
+                    reading = self._pages(mover, self._progress.value.cursor)
+                await self._rest()
         finally:
-            for _, moving in ahead:
-                moving.cancel()
-            await asyncio.gather(*(moving for _, moving in ahead), return_exceptions=True)
+            await _drop(ahead)
+
+    @property
+    def _alone(self) -> bool:
+        return self._pace.page == limits.ROTATION_PAGE
 
     async def _fill(
         self, ahead: deque[tuple[_Page, asyncio.Task[_Moved]]], mover: Mover, reading: AsyncIterator[_Page]
     ) -> None:
-        most = limits.ROTATION_AHEAD if self._pace.page == limits.ROTATION_PAGE else 1
+        most = limits.ROTATION_AHEAD if self._alone else 1
         while len(ahead) < most and (page := await anext(reading, None)) is not None:
             ahead.append((page, asyncio.create_task(self._move(mover, page))))
 
@@ -159,7 +166,9 @@ class _Work:
                 break
             conflicts += len(changed)
             ready = {key: pair for key, pair in ready.items() if key not in changed}
-        await self._rest(len(ready))
+        now = self._ctx.clock()
+        self._rate.after(len(ready), now)
+        self._pause = self._pace.rest(self._others, max(now - self._since, 0.0))
         return True
 
     def _entry(self, page: _Page, done: plan.Page) -> bytes:
@@ -199,12 +208,9 @@ class _Work:
             return None if own & set(outcome.keys) else frozenset(outcome.keys)
         raise Unavailable("store.unknown", "the store didn't say whether a page was kept", hint="it is read again")
 
-    async def _rest(self, moved: int) -> None:
-        now = self._ctx.clock()
-        self._rate.after(moved, now)
-        pause = self._pace.rest(self._others, max(now - self._since, 0.0))
-        if pause:
-            await asyncio.sleep(pause)
+    async def _rest(self) -> None:
+        if self._pause:
+            await asyncio.sleep(self._pause)
         self._since = self._ctx.clock()
 
     async def _end(self) -> None:
@@ -227,6 +233,14 @@ class _Work:
         entry = self._ctx.entry(None, "keys.rotation_ended", "done", facts=facts)
         puts = await self._ctx.records.seal([KEY_ROTATIONS.put(rotation.key, ended)])
         await self._ctx.try_commit(checks=[self._rotation.check, self._progress.check], puts=puts, entries=[entry])
+
+
+async def _drop(ahead: deque[tuple[_Page, asyncio.Task[_Moved]]]) -> None:
+    """Gives up what the HSM hasn't done yet: it is read again."""
+    for _, moving in ahead:
+        moving.cancel()
+    await asyncio.gather(*(moving for _, moving in ahead), return_exceptions=True)
+    ahead.clear()
 
 
 def _name(item: Item) -> str:

@@ -60,7 +60,7 @@ async def _token(call: Call) -> AppraisalToken:
 
 
 async def _keys(call: Call) -> JwkSet:
-    return tokens.keys(call.ctx)
+    return await tokens.keys(call.ctx)
 
 
 _HOST = "/v1/hosts/{host}"

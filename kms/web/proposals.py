@@ -73,25 +73,34 @@ def _call(ctx: Context, caller: Caller, table: tuple[Route, ...], request: Any) 
         raise BadRequest("request.invalid", f"{route.method} {route.path} takes no body", hint="leave the body out")
     if unknown := sorted(request.query.keys() - (route.query or {}).keys()):
         raise BadRequest("request.invalid", f"{route.path} takes no {unknown[0]}", hint="see /openapi.json")
-    return route, Call(ctx, caller, path, request.query, body)
+    # On a database that was put back only what accepts it is proposed, decided and carried out.
+    granted = replace(ctx, accepts_rollback=route.while_rolled_back)
+    return route, Call(granted, caller, path, request.query, body)
 
 
-async def _carry_out(call: Call, table: tuple[Route, ...], name: str) -> ProposalView:
+async def _of(call: Call, table: tuple[Route, ...]) -> Context:
+    """What a decision on the proposal named works on."""
+    view = await proposals.show(call.ctx, call.name("proposal"))
+    allowed = any(route.while_rolled_back for route in table if route.act == view.act)
+    return replace(call.ctx, accepts_rollback=allowed)
+
+
+async def _carry_out(ctx: Context, caller: Caller, table: tuple[Route, ...], name: str) -> ProposalView:
     """Carries an approved proposal out. The view tells the act's answer, or why it failed."""
     for _ in range(limits.EXECUTION_ATTEMPTS_MAX):
-        prepared = await proposals.prepare(call.ctx, call.who, name)
-        rider, ctx = prepared.rider, replace(call.ctx, rider=prepared.rider)
+        prepared = await proposals.prepare(ctx, caller, name)
+        rider = prepared.rider
         try:
-            route, act = _call(ctx, prepared.caller, table, prepared.document)
+            route, act = _call(replace(ctx, rider=rider), prepared.caller, table, prepared.document)
             answer = await route.call(act)
             if not rider.spent:  # there was nothing to change
-                await ctx.commit(entries=[])
+                await act.ctx.commit(entries=[])
         except (KeypeerError, WireError) as error:
             found = error if isinstance(error, KeypeerError) else from_wire(error)
             if found.code == "store.conflict" and not rider.spent:
                 continue  # another change came first: perhaps this very proposal, carried out by someone else
-            return await proposals.failed(call.ctx, call.who, name, found)
-        view: ProposalView = msgspec.structs.replace(await proposals.show(call.ctx, name), answer=answer)
+            return await proposals.failed(ctx, caller, name, found)
+        view: ProposalView = msgspec.structs.replace(await proposals.show(ctx, name), answer=answer)
         return view
     raise conflict()
 
@@ -101,26 +110,27 @@ def routes(table: Table) -> tuple[Route, ...]:
 
     async def create(call: Call) -> ProposalView:
         request: CreateProposal = call.body
-        route, _ = _call(call.ctx, call.who, table(), request)
-        return await proposals.create(call.ctx, call.who, request, route.act)
+        route, act = _call(call.ctx, call.who, table(), request)
+        return await proposals.create(act.ctx, call.who, request, route.act)
 
     async def approve(call: Call) -> ProposalView:
-        name = call.name("proposal")
-        view = await proposals.sign(call.ctx, call.who, name, "approve", call.body.signature)
+        name, ctx = call.name("proposal"), await _of(call, table())
+        view = await proposals.sign(ctx, call.who, name, "approve", call.body.signature)
         if view.state != "approved":
             return view
         try:
-            return await _carry_out(call, table(), name)
+            return await _carry_out(ctx, call.who, table(), name)
         except KeypeerError as error:
             if error.code != "proposal.executed":
                 raise
             return await proposals.show(call.ctx, name)  # by another approval at the same time
 
     async def reject(call: Call) -> ProposalView:
-        return await proposals.sign(call.ctx, call.who, call.name("proposal"), "reject", call.body.signature)
+        ctx = await _of(call, table())
+        return await proposals.sign(ctx, call.who, call.name("proposal"), "reject", call.body.signature)
 
     async def execute(call: Call) -> ProposalView:
-        return await _carry_out(call, table(), call.name("proposal"))
+        return await _carry_out(await _of(call, table()), call.who, table(), call.name("proposal"))
 
     async def show(call: Call) -> ProposalView:
         return await proposals.show(call.ctx, call.name("proposal"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -30,7 +31,9 @@ from kms.web import (
     principals,
     proposals,
     quotas,
+    rollback,
     rotations,
+    signing_keys,
     vms,
 )
 from kms.web.identity import identify, known_identity
@@ -51,6 +54,8 @@ ROUTES: tuple[Route, ...] = (
     *principals.ROUTES,
     *proposals.routes(lambda: ROUTES),
     *proposals.rules_routes(lambda: ROUTES),
+    *rollback.ROUTES,
+    *signing_keys.ROUTES,
     *audit.ROUTES,
     *log.ROUTES,
     *health.ROUTES,
@@ -75,6 +80,8 @@ def application(ctx: Context, metrics: Metrics, limiter: Limiter) -> web.Applica
 
 def _handler(ctx: Context, metrics: Metrics, limiter: Limiter, route: Route) -> _Handler:
     decode: _Decode | None = msgspec.json.Decoder(route.request).decode if route.request is not None else None
+    if route.while_rolled_back:
+        ctx = replace(ctx, accepts_rollback=True)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         started = time.perf_counter()

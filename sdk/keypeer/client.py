@@ -175,6 +175,26 @@ class AsyncClient(Transport):
         query = {"vm": vm, "host": host}
         return await self.call("GET", "/v1/explanations", m.Explanation, query=query, repeat=True)
 
+    # ── signing keys ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def signing_keys(self) -> m.SigningKeyPage:
+        """The signing keys and their versions."""
+        return await self.call("GET", "/v1/signing-keys", m.SigningKeyPage, repeat=True)
+
+    async def rotate_signing_key(self, name: str) -> m.SigningKeyView:
+        """Makes a new version, which signs from then on (officer)."""
+        return await self.call("POST", f"/v1/signing-keys/{_name(name)}/rotation", m.SigningKeyView)
+
+    async def retire_signing_key(self, name: str, version: int, why: str) -> m.SigningKeyView:
+        """Lets nothing that an old version signed be good any more (officer)."""
+        path = f"/v1/signing-keys/{_name(name)}/versions/{version}/retirement"
+        return await self.call("POST", path, m.SigningKeyView, m.RetireVersion(why=why), repeat=True)
+
+    async def destroy_signing_key(self, name: str, version: int) -> m.SigningKeyView:
+        """Destroys an old version that nothing needs (officer)."""
+        path = f"/v1/signing-keys/{_name(name)}/versions/{version}"
+        return await self.call("DELETE", path, m.SigningKeyView, repeat=True)
+
     # ── quotas ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def put_quota(self, kind: m.OwnerKind, name: str, max_keys: int | None) -> m.QuotaView:
@@ -389,6 +409,14 @@ class AsyncClient(Transport):
     async def keys(self) -> m.KeyPage:
         """The long-lived keys in the HSM, their versions and last rotations."""
         return await self.call("GET", "/v1/key-versions", m.KeyPage, repeat=True)
+
+    async def rollback(self) -> m.RollbackView:
+        """The audit log's head in the HSM token and in the store."""
+        return await self.call("GET", "/v1/store/rollback", m.RollbackView, repeat=True)
+
+    async def accept_rollback(self, request: m.AcceptRollback) -> m.RollbackView:
+        """Takes a database that was put back as it is (officer)."""
+        return await self.call("POST", "/v1/store/accept-rollback", m.RollbackView, request)
 
     async def rotate_key(self, key: str) -> m.RotationView:
         """Begins the rotation of a key (officer); ``rotation`` tells how far it is."""

@@ -12,13 +12,13 @@ from hsm_adapter.protocol import Ping
 from tests.support import hsm
 
 ALL_KEYS = [
+    "keypeer/session",
     "keypeer/kek/1",
     "keypeer/record-mac/1",
     "keypeer/ca",
     "keypeer/geo",
     "keypeer/audit",
     "keypeer/appraisal",
-    "keypeer/session",
     "keypeer/import",
 ]
 SCRIPT = Path(__file__).parents[2] / "softhsm" / "init-token.sh"

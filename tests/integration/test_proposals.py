@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import pytest
 
 from keypeer.wire import messages as wire
 from keypeer.wire.encoding import b64encode
+from tests.support.hsm import wait_until
 from tests.support.officers import (
     Officer,
     csr,
@@ -21,9 +24,10 @@ from tests.support.officers import (
     enrol_officer,
     first_officer,
     new_key,
+    officer_again,
     set_approvals,
 )
-from tests.support.service import Caller, Host, Service, running_service
+from tests.support.service import Host, Service, running_service
 
 RULE = wire.GeoRule(countries=("DE",))
 POLICY = wire.PolicyDocument(geo=RULE)
@@ -177,10 +181,7 @@ def test_two_last_approvals_at_once_carry_it_out_once(three: tuple[Service, list
         barrier = threading.Barrier(2)
 
         def last(officer: Officer, view: wire.ProposalView = view, barrier: threading.Barrier = barrier) -> int:
-            place = service.folder / "identities" / officer.name
-            alone = Officer(
-                officer.name, officer.key, Caller(service.port, service.ca, place / "cert.pem", place / "key.pem")
-            )
+            alone = officer_again(service, officer.name)
             barrier.wait()
             return alone.approve(view).status
 
@@ -236,3 +237,37 @@ def test_proposals_of_another_service_say_nothing_here(three: tuple[Service, lis
         view = propose_policy(theirs, "elsewhere")
         assert digest_of(view) != digest_of(mine)
     assert olga.approve(mine, olga.signature(digest_of(view))).code == "proposal.signature"
+
+
+def test_a_database_that_was_put_back_needs_as_many_officers(tmp_path: Path) -> None:
+    options = {"[attestation]": "[audit]\nanchor_s = 1\n\n[attestation]"}
+    with running_service(tmp_path / "kp", **options) as service:
+        enrol_officer(service, "olga")
+        set_approvals(service, **{"store_accept-rollback": 2, "policy_put": 2})
+        service.stop()
+        shutil.copytree(service.folder / "store", service.folder / "old")
+        service.start()
+        lost = json.loads(service.keypeer("host", "expect", "h", "--ek-digest", "0" * 64, "--json").stdout)
+        assert lost["host"] == "h"
+        wait_until(lambda: not rolled_back(service)[0] and rolled_back(service)[1] == rolled_back(service)[2])
+        service.stop()
+        shutil.rmtree(service.folder / "store")
+        (service.folder / "old").rename(service.folder / "store")
+        service.start(ready=False)
+        first, olga = first_officer(service), officer_again(service, "olga")
+        wait_until(lambda: rolled_back(service)[0])
+        reply = first.caller.post("/v1/proposals", {"method": "POST", "path": "/v1/hosts/h/approve"})
+        assert reply.code == "store.rolled_back"
+        proposed = service.keypeer("rollback", "accept", "--size", str(rolled_back(service)[2]), "--json", check=False)
+        assert proposed.returncode == 6, proposed.stderr
+        view = first.shown(msgspec.convert(json.loads(proposed.stdout)["proposal"], wire.ProposalView))
+        assert rolled_back(service)[0], "one officer isn't enough"
+        assert olga.approve(view).of(wire.ProposalView).state == "executed"
+        service.wait_ready()
+        assert not rolled_back(service)[0]
+
+
+def rolled_back(service: Service) -> tuple[bool, int, int]:
+    """Whether it is, and how many entries token and store have."""
+    found = json.loads(service.keypeer("rollback", "show", "--json").stdout)
+    return found["rolled_back"], found["token"]["size"], found["store"]["size"]

@@ -105,6 +105,13 @@ POST   /v1/proposals/{proposal}/rejections              officer
 POST   /v1/proposals/{proposal}/execute                 officer
 GET    /v1/approval-rules                               staff
 PATCH  /v1/approval-rules                               officer : approvals.put
+GET    /v1/store/rollback                               staff
+POST   /v1/store/accept-rollback                        officer : store.accept-rollback
+GET    /v1/signing-keys                                 staff
+GET    /v1/signing-keys/{key}                           staff
+POST   /v1/signing-keys/{key}/rotation                  officer : keys.rotate
+POST   /v1/signing-keys/{key}/versions/{version}/retirement officer : keys.retire
+DELETE /v1/signing-keys/{key}/versions/{version}        officer : keys.destroy
 GET    /v1/audit                                        auditor officer
 GET    /v1/log/checkpoint                               auditor officer
 GET    /v1/log/key                                      auditor officer

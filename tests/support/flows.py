@@ -8,14 +8,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from keypeer.wire.profile import BOOT_PCRS, QUOTE_PCRS
 from kms.custody.client import HsmClient
 from kms.evidence.ek import VendorCas
 from kms.flows.context import AttestationProfile, Context, LogProfile
 from kms.records import Records, RuntimePolicies
+from kms.rollback import RollbackGuard
+from kms.signing_keys import first_keys
 from kms.store.port import Store
 from kms.witness.client import HttpWitnesses
 from kms.witness.port import Witness
@@ -44,8 +45,6 @@ async def flow_context(folder: Path, *, map_size: int = MAP_BYTES) -> AsyncItera
         try:
             async with lmdb_store(folder, map_size=map_size) as store:
                 description = await custody.describe()
-                audit = load_der_public_key(description.public_keys["audit"])
-                assert isinstance(audit, Ed25519PublicKey)
                 records = Records(store, custody)
                 yield Context(
                     store=store,
@@ -57,10 +56,9 @@ async def flow_context(folder: Path, *, map_size: int = MAP_BYTES) -> AsyncItera
                     profile=AttestationProfile("sha256", QUOTE_PCRS, BOOT_PCRS),
                     vendor_cas=VendorCas.read([], []),
                     ca=vendor_ca().public_bytes(Encoding.DER),
-                    geo_key=description.public_keys["geo"],
-                    session_key=description.public_keys["session"],
-                    appraisal_key=description.public_keys["appraisal"],
-                    log=LogProfile("keypeer.test/log", {0: audit.public_bytes_raw()}, witnesses),
+                    first_keys=first_keys(description),
+                    log=LogProfile("keypeer.test/log", witnesses),
+                    rollback=RollbackGuard(store, custody),
                 )
         finally:
             await witnesses.close()

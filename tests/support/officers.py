@@ -67,10 +67,15 @@ def digest_of(view: wire.ProposalView) -> bytes:
 
 def first_officer(service: Service) -> Officer:
     """The one of `keypeer init`."""
-    place = service.folder / "identities" / "officer"
+    return officer_again(service, "officer")
+
+
+def officer_again(service: Service, name: str) -> Officer:
+    """The officer whose identity is in the service's folder, on a connection of its own."""
+    place = service.folder / "identities" / name
     key = load_pem_private_key((place / "key.pem").read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return Officer("officer", key, service.caller("officer"))
+    return Officer(name, key, Caller(service.port, service.ca, place / "cert.pem", place / "key.pem"))
 
 
 def enrol_officer(service: Service, name: str) -> Officer:

@@ -30,7 +30,9 @@ _NOUNS = {
     "kek": "keypeer.cli.kek",
     "keys": "keypeer.cli.keys",
     "policy": "keypeer.cli.policy",
+    "rollback": "keypeer.cli.rollback",
     "runtime": "keypeer.cli.runtime",
+    "signing-key": "keypeer.cli.signing_key",
     "tenant": "keypeer.cli.tenant",
     "vm": "keypeer.cli.vm",
 }

@@ -168,7 +168,7 @@ def test_a_tag_verified_once_is_still_checked_against_another_key() -> None:
     assert reason_ids(x.appraise()) == ()
     other = ec.generate_private_key(ec.SECP256R1()).public_key()
     spki = other.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    assert reason_ids(x.appraise(geo_public_key=spki)) == ("geo.signature",)
+    assert reason_ids(x.appraise(geo_public_keys=(spki,))) == ("geo.signature",)
 
 
 MALFORMED = {

@@ -37,6 +37,7 @@ from keypeer.wire.messages.attestation import (
     Purpose,
     RuntimeView,
     SessionGrant,
+    SessionKeyLink,
     SignedAttest,
     SignedGeoTag,
 )
@@ -122,9 +123,12 @@ from keypeer.wire.messages.service import (
     LogKeys,
     Readiness,
 )
+from keypeer.wire.messages.signing import RetireVersion, SigningKeyPage, SigningKeyView, SigningVersionView
+from keypeer.wire.messages.store import AcceptRollback, LogHeadView, RollbackView
 
 __all__ = [
     "BATCH_MAX",
+    "AcceptRollback",
     "ActivateRequest",
     "Answer",
     "AppraisalToken",
@@ -183,6 +187,7 @@ __all__ = [
     "KeyView",
     "LaunchLog",
     "LeaseView",
+    "LogHeadView",
     "LogKeys",
     "LogPositions",
     "OldVersionView",
@@ -209,7 +214,9 @@ __all__ = [
     "ReleaseRequest",
     "RenewPrincipal",
     "Request",
+    "RetireVersion",
     "RevokeHost",
+    "RollbackView",
     "RotateVm",
     "RotateVms",
     "RotationView",
@@ -219,12 +226,16 @@ __all__ = [
     "RuntimeRule",
     "RuntimeView",
     "SessionGrant",
+    "SessionKeyLink",
     "SetApprovals",
     "SetLabels",
     "SetTenant",
     "SignDecision",
     "SignedAttest",
     "SignedGeoTag",
+    "SigningKeyPage",
+    "SigningKeyView",
+    "SigningVersionView",
     "StaffRole",
     "TpmRule",
     "VmAct",
