@@ -14,6 +14,7 @@ import getpass
 import hashlib
 import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from keypeer.errors import StateError
 
 TOKEN_FILE, OWN_FILE, TLS_FILE = "approval-key.pkcs11", "approval-key.pem", "key.pem"
+_PIN_SOURCES = "pin is file:PATH, env:NAME of a variable that is set, or prompt"
 _OTHERS = 0o077  # group's and others' permission bits
 _EC = {  # EC_PARAMS, DER of the curve's OID (RFC 5480 §2.1.1.1): curve, hash
     bytes.fromhex("06082a8648ce3d030107"): (ec.SECP256R1(), hashlib.sha256),
@@ -122,9 +124,9 @@ class TokenKey:
             curve.generate_keypair(store=True, label=label, id=hashlib.sha256(label.encode()).digest()[:8])
             return b""
 
-        self._in_token(generate)
+        self._in_token(generate, write=True)
 
-    def _in_token(self, work: Any) -> bytes:
+    def _in_token(self, work: Callable[[Any], bytes], *, write: bool = False) -> bytes:
         try:
             import pkcs11
         except ImportError:
@@ -133,7 +135,7 @@ class TokenKey:
         wanted = self._settings
         try:
             token = pkcs11.lib(wanted.module).get_token(token_label=wanted.token)
-            with token.open(rw=True, user_pin=_pin(wanted)) as session:
+            with token.open(rw=write, user_pin=_pin(wanted)) as session:
                 result: bytes = work(session)
                 return result
         except (pkcs11.PKCS11Error, RuntimeError) as error:
@@ -185,12 +187,12 @@ def _pin(settings: TokenSettings) -> str:
         return getpass.getpass(f"PIN of token {settings.token}: ")
     if kind == "env" and name in os.environ:
         return os.environ[name]
-    if kind != "file" or not name:
-        raise StateError("identity.pin", f"no PIN comes from {kind}:{name}", "file:PATH, env:NAME or prompt")
+    if kind != "file" or not name:  # what is there may be the PIN itself: it isn't told
+        raise StateError("identity.pin", f"the PIN of token {settings.token} has no source", _PIN_SOURCES)
     try:
         with Path(name).open("rb") as file:
             if os.fstat(file.fileno()).st_mode & _OTHERS:
                 raise StateError("identity.pin", f"{name} is open to group or others", f"chmod 600 {name}")
             return file.read(256).decode().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise StateError("identity.pin", f"{name}: {error}", "file:PATH, env:NAME or prompt") from None
+        raise StateError("identity.pin", f"{name}: {error}", _PIN_SOURCES) from None
