@@ -32,12 +32,11 @@ async def add(ctx: Context, caller: Caller, role: StaffRole, name: str, request:
         raise await ctx.refuse(caller, action, error)
     if role != "officer" and request.approval_key is not None:
         raise BadRequest("principal.approval_key", f"a {role} approves nothing", hint="leave the approval key out")
-    if role == "officer" and known is None:
-        officers = await load_officers(ctx.store, ctx.records)
-        if len(officers.principals) >= limits.OFFICERS_MAX:
-            raise await ctx.refuse(caller, action, _too_many())
     separate = approval_key(request.approval_key.encode()) if request.approval_key is not None else b""
     principal = await _issue(ctx, role, name, request.csr, separate, caller.name)
+    unfit = await _unfit_officer(ctx, principal) if role == "officer" else None
+    if unfit is not None:
+        raise await ctx.refuse(caller, action, unfit)
     await ctx.commit(
         checks=checks,
         puts=await ctx.records.seal([PRINCIPALS.put(f"{role}/{name}", principal)]),
@@ -57,6 +56,9 @@ async def renew(ctx: Context, caller: Caller, role: StaffRole, name: str, csr: s
         raise await ctx.refuse(caller, f"{role}.renew", error)
     known = await _load(ctx, role, name)
     principal = await _issue(ctx, role, name, csr, known.value.approval_key, caller.name)
+    unfit = await _unfit_officer(ctx, principal) if role == "officer" else None
+    if unfit is not None:
+        raise await ctx.refuse(caller, "officer.renew", unfit)
     await ctx.commit(
         checks=[known.check],
         puts=await ctx.records.seal([PRINCIPALS.put(f"{role}/{name}", principal)]),
@@ -96,11 +98,26 @@ def _too_few(officers: Officers, leaving: str) -> KeypeerError | None:
     )
 
 
-def _too_many() -> KeypeerError:
+async def _unfit_officer(ctx: Context, officer: Principal) -> KeypeerError | None:
+    """Why there can't be this officer: too many are there, or one of them has the same key, and whoever holds it would
+    count twice."""
+    officers = await load_officers(ctx.store, ctx.records)
+    others = {each.value.name for each in officers.principals} - {officer.name}
+    if len(others) >= limits.OFFICERS_MAX:
+        return KeypeerError(
+            "principal.too_many",
+            f"there are {limits.OFFICERS_MAX} officers",
+            hint="remove one first",
+            status=HTTPStatus.CONFLICT,
+        )
+    key = officer.approval_key or officer.public_key
+    twins = [name for name, known in officers.keys.items() if name != officer.name and known == key]
+    if not twins:
+        return None
     return KeypeerError(
-        "principal.too_many",
-        f"there are {limits.OFFICERS_MAX} officers",
-        hint="remove one first",
+        "principal.same_key",
+        f"officer {twins[0]} approves with the same key",
+        hint="each officer has a key of their own",
         status=HTTPStatus.CONFLICT,
     )
 

@@ -215,6 +215,17 @@ def test_rules_can_be_lowered_only_by_as_many_as_any_act_needs(three: tuple[Serv
     assert first.caller.get("/v1/approval-rules").of(wire.ApprovalsView) == rules
 
 
+def test_one_key_is_one_officer(three: tuple[Service, list[Officer]]) -> None:
+    _, (first, olga, _) = three
+    view = first.propose("PUT", "/v1/principals/officer/twin", wire.PutPrincipal(csr=csr(olga.key)))
+    first.approve(view)
+    failed = olga.approve(view).of(wire.ProposalView)
+    assert failed.failure is not None
+    assert (failed.state, failed.failure.code) == ("approved", "principal.same_key")
+    mine = wire.RenewPrincipal(csr=csr(olga.key))
+    assert first.caller.post("/v1/principals/officer/officer/renew", mine).code == "principal.same_key"
+
+
 def test_an_approved_act_survives_the_death_of_every_worker(three: tuple[Service, list[Officer]]) -> None:
     service, (first, olga, omar) = three
     view = first.propose("PUT", "/v1/principals/officer/late", wire.PutPrincipal(csr=csr(new_key())))
