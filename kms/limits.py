@@ -222,3 +222,10 @@ SIGNING_CLAIM_S = 60  # seconds; an HSM operation is given up after 4 attempts o
 # ── recovery ───────────────────────────────────────────────────────────────────────────────────────────────────
 VERIFY_FINDINGS_MAX = 1000  # findings of `store verify` that are told; all are counted
 RECOVERY_SHARES_MAX = 16  # shares of a recovery key; SLIP-0039, "Format of the share mnemonic"
+# ── officers ───────────────────────────────────────────────────────────────────────────────────────────────────
+OFFICERS_MAX = 64  # count; all are read when approvals are counted
+PROPOSAL_ID_BYTES = 8  # bytes; random, and one that is taken is refused
+PROPOSAL_LIFE_S = 7 * 86400  # seconds; officers are people, with weekends
+PROPOSALS_OPEN_MAX = 1000  # count; more wait for nobody, and each may carry megabytes
+EXECUTION_ATTEMPTS_MAX = 5  # count; retries when another change came between reading the state and the act
+VERIFIED_DECISIONS_MAX = 4096  # signatures remembered as good or bad, some 300 bytes each

@@ -57,6 +57,9 @@ vendor_cas = "vendor-cas"  # certificates of the EK issuers that you trust
 @click.option("--env", "environment", multiple=True, help="NAME=VALUE for the module, such as SOFTHSM2_CONF.")
 @click.option("--listen", default="127.0.0.1:8443", show_default=True, help="Address and port.")
 @click.option("--name", "names", multiple=True, help="A DNS name or address for the server certificate.")
+@click.option(
+    "--reissue", default=None, metavar="ROLE[/NAME]", help="Issue a new certificate and key where they were lost."
+)
 @json_option
 @in_words
 def init(
@@ -68,6 +71,7 @@ def init(
     environment: tuple[str, ...],
     listen: str,
     names: tuple[str, ...],
+    reissue: str | None,
     as_json: bool,
 ) -> None:
     """Set the service up: settings, HSM keys, certificates of the service and of its first staff."""
@@ -83,7 +87,7 @@ def init(
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     asked = read_pin("prompt") if settled.settings.hsm.pin == "prompt" else None
     _provision(settled, so_pin, asked, done)
-    asyncio.run(_issue(settled, asked, done))
+    asyncio.run(_issue(settled, asked, done, reissue))
     if as_json:
         click.echo(json.dumps({"home": str(settled.folder.absolute()), "done": done.steps}))
     elif not done.steps:
@@ -124,7 +128,7 @@ def _provision(home: Home, so_pin: str | None, asked: Pin | None, done: Done) ->
             say("init: these keys are lost with the token; keypeer recovery create, before init, makes a way back")
 
 
-async def _issue(home: Home, asked: Pin | None, done: Done) -> None:
+async def _issue(home: Home, asked: Pin | None, done: Done, reissue: str | None) -> None:
     from kms.app import open_store
     from kms.cli.issuer import Issuer
     from kms.custody.client import HsmClient
@@ -134,6 +138,6 @@ async def _issue(home: Home, asked: Pin | None, done: Done) -> None:
         await custody.start()
         try:
             async with open_store(home) as store:
-                await Issuer(home, custody, store, done).run()
+                await Issuer(home, custody, store, done).run(reissue)
         finally:
             await custody.close()

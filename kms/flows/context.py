@@ -79,6 +79,7 @@ class Rider:
     checks: tuple[Check, ...]
     puts: tuple[tuple[bytes, bytes], ...]
     entries: tuple[bytes, ...]
+    deletes: tuple[bytes, ...] = ()
     spent: bool = False
 
 
@@ -166,6 +167,7 @@ class Context:
         rider = self.rider if self.rider is not None and not self.rider.spent else None
         if rider is not None:
             checks, puts, entries = (*checks, *rider.checks), (*puts, *rider.puts), (*entries, *rider.entries)
+            deletes = (*deletes, *rider.deletes)
         change = Commit(checks=checks, puts=puts, deletes=deletes, entries=entries, counts=counts)
         try:
             outcome = await self.store.commit(change)

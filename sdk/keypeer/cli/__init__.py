@@ -16,6 +16,11 @@ from keypeer.cli.exits import EPILOG
 # Command → (module, its click object).
 _NOUNS = {
     "agent": "keypeer.cli.agent",
+    "approvals": "keypeer.cli.approvals",
+    "auditor": "keypeer.cli.staff",
+    "identity": "keypeer.cli.identity",
+    "officer": "keypeer.cli.staff",
+    "proposal": "keypeer.cli.proposal",
     "audit": "keypeer.cli.audit",
     "baseline": "keypeer.cli.baseline",
     "completion": "keypeer.cli.completion",
