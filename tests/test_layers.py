@@ -54,6 +54,7 @@ FLOORS = {
     "kms.web": 4,
     "kms.cli": 6,
     "kms.settings": 5,
+    "kms.shares": 5,
     "kms.hardening": 5,
     "kms.logs": 5,
     "kms.app": 5.5,

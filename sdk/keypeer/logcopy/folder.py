@@ -37,7 +37,11 @@ class LogFolder:
         """The pinned keys; none where none are. Raises StateError."""
         data = self._read(KEY_PATH) or b""
         try:
-            return [VerifierKey.parse(line) for line in data[: limits.KEY_FILE_BYTES_MAX].decode().splitlines() if line]
+            text = data[: limits.KEY_FILE_BYTES_MAX].decode()
+            keys = [VerifierKey.parse(line) for line in text.split("\n") if line]
+            if text != _key_file(keys):
+                raise WireError("key file", "isn't a verifier key a line")
+            return keys
         except (WireError, UnicodeDecodeError) as error:
             raise StateError(
                 "log.key", f"{self.folder / KEY_PATH}: {error}", "restore it, or verify with --key"
@@ -45,7 +49,7 @@ class LogFolder:
 
     def pin(self, keys: Iterable[VerifierKey]) -> None:
         """Writes the keys that verify this copy from now on."""
-        self.write(KEY_PATH, "".join(f"{key}\n" for key in keys).encode())
+        self.write(KEY_PATH, _key_file(keys).encode())
 
     def has(self, tile: Tile) -> bool:
         """Whether that very file is there."""
@@ -106,3 +110,7 @@ class LogFolder:
             return (self.folder / path).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+
+def _key_file(keys: Iterable[VerifierKey]) -> str:
+    return "".join(f"{key}\n" for key in keys)
