@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
@@ -48,8 +48,9 @@ class KeyBackup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """One key. ``transport``: RSA-OAEP (``oaep_hash``, empty label) of an AES-256 key under the recovery key;
     ``wrapped``: RFC 5649 wrap of the key (of a pair its PKCS #8) under that one; both base64, and empty for a pair that
     the token won't wrap. ``public_key``: SubjectPublicKeyInfo of a pair, base64. ``recovery``: SHA-256 of the recovery
-    key's SubjectPublicKeyInfo, hex. ``signature``: over all of it (canonical.key_backup_bytes) by version ``signed_by``
-    of the session key pair, DER in base64; the first version signs itself."""
+    key's SubjectPublicKeyInfo, hex. ``signature``: over all of it (canonical.key_backup_bytes), DER in base64, by the
+    version of the session key pair that was the newest, the first one's own by itself; ``signer``: that one's
+    SubjectPublicKeyInfo, base64."""
 
     format: Literal["keypeer-key-backup/1"] = FORMAT
     key: VersionedKey
@@ -59,7 +60,7 @@ class KeyBackup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     wrapped: str
     public_key: str
     recovery: str
-    signed_by: Annotated[int, Meta(ge=1, le=limits.KEY_VERSION_MAX)]
+    signer: str
     signature: str = ""
 
     def signed_bytes(self) -> bytes:
@@ -72,7 +73,7 @@ class KeyBackup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             unbase64(self.wrapped),
             unbase64(self.public_key),
             self.recovery,
-            self.signed_by,
+            unbase64(self.signer),
         )
 
 
@@ -89,13 +90,8 @@ class Signer:
     """A version of the session key pair. Nobody may ask it for signatures (protocol.SigningKey doesn't have it), so
     what it signed as a backup was taken by a worker or the provisioning."""
 
-    version: int
     key: pkcs11.SignMixin
-
-    @classmethod
-    def newest(cls, versions: Mapping[int, pkcs11.SignMixin]) -> Signer | None:
-        """The newest of them."""
-        return cls(max(versions), versions[max(versions)]) if versions else None
+    spki: bytes
 
 
 class Backups:
@@ -120,7 +116,7 @@ class Backups:
         *public, key = made
         signer = self._signer()
         if signer is None and name == "session" and isinstance(key, pkcs11.SignMixin):
-            signer = Signer(version, key)
+            signer = Signer(key, public_spki(public[0]))
         if signer is None:
             raise Unusable("hsm.key_missing", "the token has no keypeer/session to sign backups with")
         try:
@@ -137,7 +133,7 @@ class Backups:
             wrapped=_base64(wrapped),
             public_key=_base64(public_spki(public[0])) if public else "",
             recovery=self._recovery.fingerprint,
-            signed_by=signer.version,
+            signer=_base64(signer.spki),
         )
         signature = _base64(ecdsa(signer.key, backup.signed_bytes()))
         return msgspec.json.encode(msgspec.structs.replace(backup, signature=signature))

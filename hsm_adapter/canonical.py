@@ -83,7 +83,7 @@ def key_backup_bytes(
     wrapped: bytes,
     public_key: bytes,
     recovery: str,
-    signed_by: int,
+    signer: bytes,
 ) -> bytes:
     """Under the signature of a long-lived key's backup: which key it is, and that a worker or the provisioning took it.
     Without that, whoever can write to where backups lie adds a newest KEK of his own."""
@@ -96,7 +96,7 @@ def key_backup_bytes(
         + field(wrapped)
         + field(public_key)
         + field(recovery.encode())
-        + signed_by.to_bytes(4, "big")
+        + field(signer)
     )
 
 

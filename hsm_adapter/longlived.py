@@ -45,7 +45,12 @@ SECRETS: Final = {
     "kek": (KeyType.AES, {**_NO_USE, Attribute.WRAP: True, Attribute.UNWRAP: True}),
     "record-mac": (KeyType.GENERIC_SECRET, {**_NO_USE, Attribute.SIGN: True, Attribute.VERIFY: True}),
 }
-SIGNS: Final = {Attribute.SIGN: True, Attribute.DERIVE: False}
+SIGNS: Final = {
+    Attribute.SIGN: True,
+    Attribute.DECRYPT: False,
+    Attribute.UNWRAP: False,
+    Attribute.DERIVE: False,
+}
 VERIFIES: Final = {Attribute.PRIVATE: False, Attribute.VERIFY: True}
 
 Halves = tuple[pkcs11.Object, ...]  # a secret key, or a pair, its public half first

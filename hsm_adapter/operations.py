@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from hsm_adapter import anchor, canonical, limits, mechanisms
 from hsm_adapter import protocol as p
-from hsm_adapter.errors import BadRequest, HsmError, RecordTampered
+from hsm_adapter.errors import BadRequest, CryptokiError, HsmError, RecordTampered
 from hsm_adapter.keys import label_of
 from hsm_adapter.longlived import create_version, destroy_labelled
 from hsm_adapter.mechanisms import RFC5649_OVERHEAD, Capabilities
@@ -99,12 +99,40 @@ class Operations:
         return self._bind_new(operation.key, vm_key)
 
     def import_key(self, operation: p.ImportKey) -> p.KeyRecord:
-        """As ``create_key``, of a key that opens under the import key. One whose wrap has another length than that of
-        ``size`` is refused. RFC 5649 pads to 8 bytes and SoftHSM 2.6 doesn't tell an unwrapped key's length, so one of
-        57 to 63 bytes passes for 64 here; the host that opens it refuses it (``release.size``)."""
-        template = mechanisms.UNWRAP_VM_KEY[operation.key.size]
-        vm_key = self._fast.unwrap(self._capabilities.oaep, self._token.importing(), operation.wrapped, template)
+        """As ``create_key``, of a key that opens under the import key and has the bytes that it should have."""
+        size = operation.key.size
+        vm_key = self._fast.unwrap(
+            self._capabilities.oaep, self._token.importing(), operation.wrapped, mechanisms.UNWRAP_VM_KEY[size]
+        )
+        try:
+            fits = self._has_size(vm_key, size)
+        except HsmError:
+            self._fast.destroy_all(vm_key)
+            raise
+        if not fits:
+            self._fast.destroy(vm_key)
+            raise BadRequest(f"the key that was wrapped hasn't {size} bytes")
         return self._bind_new(operation.key, vm_key)
+
+    def _has_size(self, vm_key: int, size: int) -> bool:
+        """Whether a key from elsewhere has ``size`` bytes. SoftHSM 2.6 doesn't tell, and zero-pads a shorter one when
+        it wraps it: there, what its wrap opens to must be the same key."""
+        fast, kek = self._fast, self._token.kek(self._token.keys.current_kek)
+        if length := fast.value_length(vm_key):
+            return length == size
+        try:
+            wrapped = fast.wrap(self._key_wrap, kek, vm_key)
+        except CryptokiError as error:
+            if error.name not in ("KEY_SIZE_RANGE", "KEY_NOT_WRAPPABLE"):
+                raise
+            return False  # an empty one
+        if len(wrapped) != size + RFC5649_OVERHEAD:
+            return False
+        again = fast.unwrap(self._key_wrap, kek, wrapped, mechanisms.UNWRAP_VM_KEY[size])
+        try:
+            return compare_digest(fast.digest(vm_key), fast.digest(again))
+        finally:
+            fast.destroy(again)
 
     def _bind_new(self, new: p.NewKey, vm_key: int) -> p.KeyRecord:
         """Destroys ``vm_key`` in the token, however it ends."""

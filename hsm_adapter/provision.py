@@ -27,7 +27,7 @@ from pkcs11 import Attribute, ObjectClass
 from hsm_adapter import cryptoki, hardening, limits
 from hsm_adapter.backup import Backups, Signer, find_recovery, fingerprint, import_recovery
 from hsm_adapter.errors import HsmError, Unusable
-from hsm_adapter.keys import IMPORT_LABEL, SECRET_NAMES, SIGNING_LABELS, handle_of, label_of, versions_of
+from hsm_adapter.keys import IMPORT_LABEL, SECRET_NAMES, SIGNING_LABELS, handle_of, label_of, public_spki, versions_of
 from hsm_adapter.longlived import create_import, create_version
 from hsm_adapter.pin import Pin, read_pin
 from hsm_adapter.token import Library, find_capabilities
@@ -49,7 +49,7 @@ def init_token(module: str, label: str, so_pin: Pin, pin: Pin) -> bool:
     slot_id: int = blank[0].slot_id
     library.module.init_token(slot_id, so_pin.reveal(), label)
     library.reinitialize()  # SoftHSM renumbers its slots once a token is initialised
-    with _open(library, label, so_pin=so_pin) as session, translated("C_InitPIN"):
+    with open_writable(library, label, so_pin=so_pin) as session, translated("C_InitPIN"):
         session.init_pin(pin.reveal())
     return True
 
@@ -64,14 +64,14 @@ def create_keys(
     concurrent creation.
     """
     library = Library(module)
-    with _open(library, label, pin=pin) as session:
-        backups, keep = _backups(library, label, session, recovery), keep_in(folder)
+    with open_writable(library, label, pin=pin) as session:
+        backups, keep = backups_to(library, label, session, recovery), keep_in(folder)
         made: list[str] = []
         for name in ("session", *SECRET_NAMES, *(name for name in SIGNING_LABELS if name != "session")):
             if not _versions(session, name):
                 create_version(session, name, 1, backups, keep)
                 made.append(label_of(name, 1))
-        if IMPORT_LABEL not in _labels(session, ObjectClass.PRIVATE_KEY):
+        if IMPORT_LABEL not in labels_of(session, ObjectClass.PRIVATE_KEY):
             create_import(session)
             made.append(IMPORT_LABEL)
         return tuple(made)
@@ -80,13 +80,13 @@ def create_keys(
 def create_kek(module: str, label: str, pin: Pin, folder: Path | None = None) -> str:
     """Create the next KEK version → its label. Workers wrap with it once they look again (Describe, self-test)."""
     library = Library(module)
-    with _open(library, label, pin=pin) as session:
+    with open_writable(library, label, pin=pin) as session:
         version = max(_versions(session, "kek"), default=0) + 1
-        create_version(session, "kek", version, _backups(library, label, session, None), keep_in(folder))
+        create_version(session, "kek", version, backups_to(library, label, session, None), keep_in(folder))
         return label_of("kek", version)
 
 
-def _backups(
+def backups_to(
     library: Library, label: str, session: pkcs11.Session, recovery: rsa.RSAPublicKey | None
 ) -> Backups | None:
     """What takes backups, to the recovery key that the token has, or else gets now."""
@@ -108,16 +108,16 @@ def _backups(
 
 def find_signer(session: pkcs11.Session) -> Signer | None:
     """The newest version of the session key pair, which signs backups."""
-    versions = _versions(session, "session")
+    versions = versions_of("session", labels_of(session, ObjectClass.PRIVATE_KEY))
+    if not versions:
+        return None
+    label = versions[max(versions)]
     with translated("C_FindObjects"):
-        return Signer.newest(
-            {
-                version: key
-                for version, found in versions.items()
-                for key in session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.LABEL: found})
-                if isinstance(key, pkcs11.SignMixin)
-            }
-        )
+        private = session.get_key(ObjectClass.PRIVATE_KEY, label=label)
+        public = session.get_key(ObjectClass.PUBLIC_KEY, label=label)
+        if not isinstance(private, pkcs11.SignMixin):
+            raise Unusable("hsm.key_unfit", f"{label} may not sign")
+        return Signer(private, public_spki(public))
 
 
 def read_recovery(path: Path) -> rsa.RSAPublicKey:
@@ -168,7 +168,7 @@ def backup_name(label: str) -> str:
 
 
 @contextmanager
-def _open(
+def open_writable(
     library: Library, label: str, *, pin: Pin | None = None, so_pin: Pin | None = None
 ) -> Iterator[pkcs11.Session]:
     token = library.token(label)
@@ -183,17 +183,17 @@ def _open(
             session.close()
 
 
-def _labels(session: pkcs11.Session, kind: ObjectClass) -> list[str]:
+def labels_of(session: pkcs11.Session, kind: ObjectClass) -> list[str]:
+    """The labels of the token's objects of that class."""
     with translated("C_FindObjects"):
         found = session.get_objects({Attribute.CLASS: kind, Attribute.TOKEN: True})
         return [str(key[Attribute.LABEL]) for key in found]
 
 
 def _versions(session: pkcs11.Session, name: str) -> dict[int, str]:
-    """The label of each version of a long-lived key. A pair without its private half is none."""
-    return versions_of(
-        name, _labels(session, ObjectClass.SECRET_KEY if name in SECRET_NAMES else ObjectClass.PRIVATE_KEY)
-    )
+    """A pair without its private half is none."""
+    kind = ObjectClass.SECRET_KEY if name in SECRET_NAMES else ObjectClass.PRIVATE_KEY
+    return versions_of(name, labels_of(session, kind))
 
 
 def main(arguments: list[str] | None = None) -> int:

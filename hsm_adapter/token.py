@@ -190,7 +190,11 @@ class Token:
         if recovery is None:
             return None
         fast = cryptoki.Session(self.library.module, handle_of(session))
-        return Backups(fast, capabilities, recovery, lambda: Signer.newest(self.keys.signing["session"]))
+        return Backups(fast, capabilities, recovery, self._signer)
+
+    def _signer(self) -> Signer:
+        newest = max(self.keys.signing["session"])
+        return Signer(self.keys.signing["session"][newest], self.keys.signing_public["session"][newest])
 
     def capabilities(self) -> Capabilities:
         """Ask and try the token; some 100 ms."""

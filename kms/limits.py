@@ -219,6 +219,10 @@ SIGNING_LOST_MAX = 8  # versions made by attempts that ended before their commit
 AUDIT_OVERLAP_S = 30 * 86400  # seconds in which checkpoints carry the signature of the key before, too
 SIGNING_CLAIM_S = 60  # seconds; an HSM operation is given up after 4 attempts of 5 s and as long a wait for a worker
 
+# ── recovery ───────────────────────────────────────────────────────────────────────────────────────────────────
+VERIFY_FINDINGS_MAX = 1000  # findings of `store verify` that are told; all are counted
+RECOVERY_SHARES_MAX = 16  # shares of a recovery key; SLIP-0039, "Format of the share mnemonic"
+
 # ── officers ───────────────────────────────────────────────────────────────────────────────────────────────────
 OFFICERS_MAX = 64  # count; all are read when approvals are counted
 PROPOSAL_ID_BYTES = 8  # bytes; random, and one that is taken is refused

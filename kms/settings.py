@@ -154,6 +154,11 @@ class Home:
         return self.path(self.settings.attestation.vendor_cas)
 
     @property
+    def recovery(self) -> Path:
+        """The recovery key's public half, its private half under the shares, and the backups of the HSM's keys."""
+        return self.path("recovery")
+
+    @property
     def identities(self) -> Path:
         """Where `keypeer init` puts the first staff certificates."""
         return self.path("identities")

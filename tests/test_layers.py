@@ -46,6 +46,7 @@ FLOORS = {
     "kms.known": 2.7,
     "kms.officers": 2.7,
     "kms.movers": 2.9,
+    "kms.verification": 2.9,
     "kms.flows": 3,
     "kms.custody": 4,
     "kms.store": 4,

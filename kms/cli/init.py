@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import click
 
 from hsm_adapter.pin import Pin, read_pin
+from kms.cli.adapter import recovery_arguments, run_adapter, so_pin_arguments
 from kms.cli.common import folder, home_option, in_words, json_option, say
 from kms.cli.files import write_new
 from kms.cli.steps import Done
 from kms.cli.worker import hsm_worker
-from kms.errors import BadRequest, Unavailable
+from kms.errors import BadRequest
 from kms.settings import FILE, Home, read_home
-
-PROVISION_DEADLINE_S = 120  # seconds; key generation in a real HSM takes a few each
 
 _TEMPLATE = """\
 # keypeer's settings. Relative paths start at this file's folder; {{home}} stands for it in hsm.environment.
@@ -121,45 +117,15 @@ def _write_settings(
 
 
 def _provision(home: Home, so_pin: str | None, asked: Pin | None, done: Done) -> None:
-    """Token and keys, in a process of their own: this one never loads the module."""
-    worker = home.hsm_worker(home.run / "init.sock")
-    command = [sys.executable, "-m", "hsm_adapter.provision", "--module", str(worker["module"])]
-    command += ["--label", str(worker["token_label"]), "--pin", str(worker["pin"])]
-    if so_pin is not None:
-        kind, _, path = so_pin.partition(":")
-        command += ["--so-pin", f"file:{home.path(path)}" if kind == "file" else so_pin]
-    environment = {**os.environ, **home.settings.hsm.environment, **_environment(worker)}
-    try:
-        result = subprocess.run(
-            command,
-            env=environment,
-            input=asked.reveal() if asked else "",
-            capture_output=True,
-            text=True,
-            timeout=PROVISION_DEADLINE_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise Unavailable(
-            "hsm.unavailable", f"the token didn't answer in {PROVISION_DEADLINE_S} s", hint="is the HSM reachable?"
-        ) from None
-    if result.returncode != 0:
-        code, _, detail = result.stderr.strip().partition(": ")
-        raise Unavailable(
-            code if code.startswith("hsm.") else "hsm.unavailable",
-            detail or result.stderr.strip(),
-            hint="check module, token label and PIN source in the settings",
-        )
-    answer = json.loads(result.stdout)
+    """Token and keys, in a process of their own."""
+    arguments = [*so_pin_arguments(home, so_pin), *recovery_arguments(home)]
+    answer = run_adapter(home, "provision", arguments, asked.reveal().encode() if asked else b"")
     if answer["initialised"]:
-        done.add(f"initialised the token {worker['token_label']}")
+        done.add(f"initialised the token {home.settings.hsm.token}")
     if answer["made"]:
         done.add(f"made in the HSM: {', '.join(answer['made'])}")
-
-
-def _environment(worker: dict[str, object]) -> dict[str, str]:
-    environment = worker["environment"]
-    return {str(key): str(value) for key, value in environment.items()} if isinstance(environment, dict) else {}
+        if not (home.recovery / "recovery.pub.pem").exists():
+            say("init: these keys are lost with the token; keypeer recovery create, before init, makes a way back")
 
 
 async def _issue(home: Home, asked: Pin | None, done: Done, reissue: str | None) -> None:

@@ -37,13 +37,31 @@ def test_an_imported_key_is_released_as_it_was(client: hsm.Client, host: hsm.Hos
     assert released(client, host, record) == key
 
 
-@pytest.mark.parametrize(("asked", "sent"), [(64, 32), (32, 64), (64, 56), (32, 16), (64, 0)], ids=str)
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        *((64, size) for size in (0, 1, 16, 32, 56, 57, 60, 63, 65, 72)),
+        *((32, size) for size in (0, 16, 24, 25, 31, 33, 64)),
+    ],
+    ids=str,
+)
 def test_a_key_of_another_size_is_not_imported(client: hsm.Client, asked: p.KeySize, sent: int) -> None:
     error = client.one(
         p.ImportKey(p.NewKey("vm-i", 1, asked, b""), wrapped(client, os.urandom(sent))), p.OperationError
     )
-    assert not error.retryable
+    assert (error.code, error.retryable) == ("hsm.bad_request", False)
+    assert f"{asked} bytes" in error.detail
     assert client.one(p.CreateKey(p.NewKey("vm-1", 1, 64, b"")), p.KeyRecord).size == 64, "the worker goes on"
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("zeros", [1, 8, 32])
+def test_a_key_that_ends_in_zeros_is_imported_whole(
+    client: hsm.Client, host: hsm.Host, size: p.KeySize, zeros: int
+) -> None:
+    key = os.urandom(size - zeros) + bytes(zeros)
+    record = client.one(p.ImportKey(p.NewKey("vm-i", 1, size, b""), wrapped(client, key)), p.KeyRecord)
+    assert released(client, host, record) == key
 
 
 def test_what_no_import_key_wrapped_is_not_imported(client: hsm.Client) -> None:
