@@ -222,7 +222,6 @@ SIGNING_CLAIM_S = 60  # seconds; an HSM operation is given up after 4 attempts o
 # ── recovery ───────────────────────────────────────────────────────────────────────────────────────────────────
 VERIFY_FINDINGS_MAX = 1000  # findings of `store verify` that are told; all are counted
 RECOVERY_SHARES_MAX = 16  # shares of a recovery key; SLIP-0039, "Format of the share mnemonic"
-
 # ── officers ───────────────────────────────────────────────────────────────────────────────────────────────────
 OFFICERS_MAX = 64  # count; all are read when approvals are counted
 PROPOSAL_ID_BYTES = 8  # bytes; random, and one that is taken is refused
