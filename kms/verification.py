@@ -23,7 +23,8 @@ from kms.store.port import Item, Store
 from kms.vm_records import DUE_PREFIX, Due, due_key, indexes, open_vm
 
 BY_PREFIX = b"vm-by/"
-PLAIN_PREFIXES = (b"runtime-document/", b"recovery/", b"count/")  # vouched for by records that name them, or by nobody
+# Vouched for by records that name them, or by nobody.
+PLAIN_PREFIXES = (b"runtime-document/", b"recovery/", b"count/", b"proposal-document/")
 _HOST = "store verify"
 
 

@@ -20,6 +20,7 @@ from kms.flows.context import Caller, Context
 from kms.officers import load_officers
 from kms.records import APPROVAL_RULES, PROPOSALS, proposal_document_key
 from kms.store.port import Check, Commit
+from kms.verification import verify
 from tests.support.flow_officers import ACTS, POLICY, approve, call, caller, enrol, propose, rules
 from tests.support.flows import clock_of, flow_context
 from tests.support.vendor_ca import make_ca
@@ -218,6 +219,16 @@ async def test_open_proposals_are_bounded_and_old_ones_make_room(ctx: Context, m
     rest = await proposals.page(ctx, first.next or "", 10, only_open=False)
     assert {each.id for each in views} < {each.id for each in (*first.items, *rest.items)}
     assert len(first.items) + len(rest.items) == 5
+
+
+async def test_store_verify_knows_what_proposals_keep(ctx: Context) -> None:
+    view = await propose(ctx, "ada")
+    report = await verify(ctx.store, ctx.records, ctx.custody)
+    assert report.looked_at["records"] >= 6, "officers, rules, proposal and its index"
+    assert [wrong.where for wrong in report.wrong if "proposal" in wrong.where or "approval" in wrong.where] == []
+    await ctx.store.commit(Commit(puts=[(PROPOSALS.key(view.id), b"changed")]))
+    changed = await verify(ctx.store, ctx.records, ctx.custody)
+    assert f"proposal/{view.id}" in [wrong.where for wrong in changed.wrong]
 
 
 async def test_an_id_that_is_taken_is_refused(ctx: Context) -> None:
