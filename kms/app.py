@@ -22,6 +22,7 @@ from kms.errors import BadRequest
 from kms.evidence.ek import VendorCas
 from kms.flows.context import AttestationProfile, Context, LogProfile
 from kms.records import Records, RuntimePolicies
+from kms.rollback import RollbackGuard
 from kms.settings import Home
 from kms.signing_keys import first_keys
 from kms.store.lmdb import LmdbStore
@@ -49,9 +50,8 @@ async def open_store(home: Home) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def open_custody(home: Home, *, background: bool = False) -> AsyncIterator[HsmClient]:
-    """The client of the running HSM workers; in the background with frames that hold others up less."""
-    frame = limits.HSM_FRAME_OPERATIONS_BACKGROUND if background else limits.HSM_FRAME_OPERATIONS_MAX
-    custody = HsmClient(home.hsm_sockets(), frame_operations_max=frame)
+    """The client of the running HSM workers; in the background one that gives way to the others."""
+    custody = HsmClient(home.hsm_sockets(), background=background)
     await custody.start()
     try:
         yield custody
@@ -69,6 +69,9 @@ async def open_context(home: Home, *, background: bool = False) -> AsyncIterator
     ):
         description = await custody.describe()
         records = Records(store, custody)
+        rollback = RollbackGuard(store, custody)
+        if await rollback.look() is not None:
+            _log.error("store rolled back", detail=str(rollback.trouble))
         yield Context(
             store=store,
             records=records,
@@ -81,6 +84,7 @@ async def open_context(home: Home, *, background: bool = False) -> AsyncIterator
             ca=ssl.PEM_cert_to_DER_cert((home.tls / "ca.pem").read_text("ascii")),
             first_keys=first_keys(description),
             log=log_profile(home, witnesses),
+            rollback=rollback,
         )
 
 
@@ -102,6 +106,7 @@ def log_profile(home: Home, client: WitnessClient) -> LogProfile:
         client=client,
         witnesses=tuple(Witness(each.url, VerifierKey.parse(each.key)) for each in audit.witness),
         required=audit.witnesses_required,
+        anchor_s=audit.anchor_s,
     )
 
 

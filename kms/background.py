@@ -23,7 +23,7 @@ from kms import limits
 from kms.app import open_context
 from kms.domain import HEARTBEAT, JobNote
 from kms.errors import KeypeerError
-from kms.flows import rotation_rounds, rotation_starts
+from kms.flows import checkpoints, destructions, rotation_rounds, rotation_starts, vm_rotations
 from kms.flows.context import Context
 from kms.records import JOB_NOTES
 from kms.settings import Home
@@ -50,6 +50,9 @@ JOBS: tuple[Job, ...] = (
     Job(HEARTBEAT, limits.HEARTBEAT_S, beat),
     Job("rotation-start", limits.ROTATION_STEP_S, rotation_starts.step),
     Job("rotation", limits.ROTATION_STEP_S, rotation_rounds.step),
+    Job("vm-dues", limits.DUE_INTERVAL_S, destructions.step),
+    Job("vm-rotations", limits.ROTATION_STEP_S, vm_rotations.step),
+    Job("checkpoints", limits.CHECKPOINT_INTERVAL_S, checkpoints.step),
 )
 
 
@@ -96,6 +99,7 @@ async def _repeat(ctx: Context, job: Job) -> None:
 async def _once(ctx: Context, job: Job, before: JobNote | None) -> JobNote | None:
     """One step: None, or the note of its failure."""
     try:
+        await ctx.rollback.refuse()
         await job.step(ctx)
     except KeypeerError as error:
         _log.warning("job failed", job=job.name, code=error.code, detail=error.detail)

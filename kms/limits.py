@@ -161,6 +161,7 @@ OLD_VERSIONS_MAX = 16  # versions of one VM that are still readable; each is a r
 LIST_SCAN_MAX = 1000  # records that one page of a list looks at, some 5 µs each; PAGE_MAX, or pages would be short
 LIST_TOMBSTONES_MAX = 500  # destroyed keys that a page looks at; each record's seal is an HSM operation
 LIST_PROBE = 64  # index records read to see which index of a filter is the sparsest
+DUE_INTERVAL_S = 1.0  # seconds between looks at what fell due; an empty look is one read
 DUE_STEP_MAX = 1000  # keys that one step settles, some 0.2 s; SCAN_MAX
 DUE_RETRY_S = 3600  # seconds until a key is looked at again that couldn't be settled
 ROTATION_PAGE = 256  # VMs that a rotation looks at between two commits; one HSM frame
@@ -175,6 +176,7 @@ LOG_REASONS_MAX = 16  # reasons that are kept of an entry that would be too larg
 LOG_REASON_CHARS_MAX = 128  # characters of each of their four texts; up to six bytes each in JSON
 CHECKPOINT_INTERVAL_S = 1.0  # seconds between checkpoints: a signature of the HSM each
 ANCHOR_INTERVAL_S = 60.0  # seconds between writes of the token's anchor; tokens keep it in flash
+ANCHOR_INTERVAL_MAX_S = 3600.0  # seconds; an hour of releases that could be undone unseen
 CHECKPOINT_ATTEMPTS_MAX = 5  # count; compare-and-set retries when another process moved the checkpoint
 LOG_ORIGIN_CHARS_MAX = 128  # characters; a line of each checkpoint
 WITNESSES_MAX = 16  # count; as many signatures as every reader of notes takes (C2SP signed-note)
@@ -209,11 +211,21 @@ ROTATION_FAILURES_SHOWN = 100  # records that couldn't be moved, told by name; a
 ROTATION_STEP_S = 1.0  # seconds between looks for a rotation to do
 KEY_USERS_SHOWN = 10  # records or hosts that need an old version, told by name; all are counted
 HSM_FRAME_OPERATIONS_BACKGROUND = 32  # operations a frame of the background: some 4 ms that a release waits
-HSM_DESCRIBE_S = 30.0  # seconds for a worker to look its token over; it answers what waits first
+HSM_WORKER_ANSWER_S = 30.0  # seconds for one worker to make a key or look its token over, after what waits first
 
 # ── signing keys ───────────────────────────────────────────────────────────────────────────────────────────────
 SIGNING_VERSIONS_MAX = 64  # versions listed of one key, destroyed ones included; some 200 bytes each
 SIGNING_LOST_MAX = 8  # versions made by attempts that ended before their commit, in a row
 AUDIT_OVERLAP_S = 30 * 86400  # seconds in which checkpoints carry the signature of the key before, too
-KEY_USERS_SHOWN = 10  # hosts that need an old version, told by name; all are counted
 SIGNING_CLAIM_S = 60  # seconds; an HSM operation is given up after 4 attempts of 5 s and as long a wait for a worker
+
+# ── recovery ───────────────────────────────────────────────────────────────────────────────────────────────────
+VERIFY_FINDINGS_MAX = 1000  # findings of `store verify` that are told; all are counted
+RECOVERY_SHARES_MAX = 16  # shares of a recovery key; SLIP-0039, "Format of the share mnemonic"
+# ── officers ───────────────────────────────────────────────────────────────────────────────────────────────────
+OFFICERS_MAX = 64  # count; all are read when approvals are counted
+PROPOSAL_ID_BYTES = 8  # bytes; random, and one that is taken is refused
+PROPOSAL_LIFE_S = 7 * 86400  # seconds; officers are people, with weekends
+PROPOSALS_OPEN_MAX = 1000  # count; more wait for nobody, and each may carry megabytes
+EXECUTION_ATTEMPTS_MAX = 5  # count; retries when another change came between reading the state and the act
+VERIFIED_DECISIONS_MAX = 4096  # signatures remembered as good or bad, some 300 bytes each

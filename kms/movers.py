@@ -18,6 +18,7 @@ from kms import limits
 from kms.custody.port import Amend, Custody, KeyRecord, OperationError, SessionRecord
 from kms.domain import AttestationSession, RotatedKey
 from kms.errors import KeypeerError, Unavailable
+from kms.quotas import QUOTAS
 from kms.records import (
     OLD_PREFIX,
     SESSIONS,
@@ -31,6 +32,7 @@ from kms.records import (
     seal_version,
     tampered,
 )
+from kms.signing_keys import SIGNING_KEYS
 from kms.store.port import Item, Store
 
 _session_record = msgspec.msgpack.Decoder(SessionRecord)
@@ -117,7 +119,8 @@ def _moved(results: Sequence[KeyRecord | OperationError]) -> list[bytes | Keypee
 
 
 _VMS = (VM_PREFIX, OLD_PREFIX)
-_SEALED = tuple(sorted({kind.prefix for kind in Kind.every if kind.sealed}))
+# Kinds that stand outside kms.records are named, so that they are there whoever imports this.
+_SEALED = tuple(sorted({kind.prefix for kind in (*Kind.every, QUOTAS, SIGNING_KEYS) if kind.sealed}))
 MOVERS: dict[RotatedKey, tuple[Mover, ...]] = {
     "kek": tuple(map(KekOfVms, _VMS)),
     "record-mac": (*map(MacOfVms, _VMS), *map(Seals, _SEALED)),

@@ -86,6 +86,9 @@ RUNTIME_POLICIES = Kind("runtime", domain.StoredRuntimePolicy)
 LAUNCHES = Kind("launch", domain.LaunchPosition)  # by host: this boot's launch log
 LEASES = Kind("lease", domain.Lease, sealed=False)  # by VM
 REFUSALS = Kind("refusal", domain.Refusal, sealed=False)  # by host
+APPROVAL_RULES = Kind("approval-rules", domain.ApprovalRules)  # one, called "officers"
+PROPOSALS = Kind("proposal", domain.Proposal)  # by id
+OPEN_PROPOSALS = Kind("proposal-open", domain.OpenProposal, sealed=False)  # by id; the proposal itself is sealed
 VM_PREFIX = b"vm/"  # current versions; values are hsm_adapter KeyRecords (encode_vm), which carry their own MAC
 OLD_PREFIX = b"vm-old/"  # versions before, by VM and version
 TOMBSTONES = Kind("vm-gone", domain.Tombstone)  # by VM
@@ -155,6 +158,8 @@ def decode_vm(item: Item) -> KeyRecord:
                 raise tampered(item.key)
             return record
         stored = _stored_key.decode(item.value)
+        if item.key.startswith(OLD_PREFIX) and item.key != old_key(vm, stored.key_version):
+            raise tampered(item.key)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise tampered(item.key) from None
     return KeyRecord(
@@ -318,6 +323,11 @@ async def load_runtime_document(store: Store, stored: domain.StoredRuntimePolicy
     if item is None or not hmac.compare_digest(hashlib.sha256(item.value).digest(), stored.sha256):
         raise tampered(key)
     return _runtime.decode(zlib.decompress(item.value))
+
+
+def proposal_document_key(proposal: str) -> bytes:
+    """Where a proposal's document stands, deflated. It needs no seal: the sealed record names its digest."""
+    return b"proposal-document/" + proposal.encode()
 
 
 class RuntimePolicies:

@@ -94,9 +94,11 @@ class WitnessSettings(_Table, frozen=True, kw_only=True):
 
 
 class AuditSettings(_Table, frozen=True, kw_only=True):
-    """``origin`` names the log for good. ``witnesses_required``: how many must be watching, or it isn't ready."""
+    """``origin`` names the log for good. ``witnesses_required``: how many must be watching, or it isn't ready.
+    ``anchor_s``: seconds between writes of the token's anchor; a database put back that is younger isn't noticed."""
 
-    origin: Annotated[str, Meta(pattern=r"^[^\s+]*$", max_length=limits.LOG_ORIGIN_CHARS_MAX)] = ""
+    anchor_s: Annotated[float, Meta(ge=1, le=limits.ANCHOR_INTERVAL_MAX_S)] = limits.ANCHOR_INTERVAL_S
+    origin: Annotated[str, Meta(pattern=r"^[!-*,-~]*$", max_length=limits.LOG_ORIGIN_CHARS_MAX)] = ""
     witness: Annotated[tuple[WitnessSettings, ...], Meta(max_length=limits.WITNESSES_MAX)] = ()
     witnesses_required: Annotated[int, Meta(ge=0, le=limits.WITNESSES_MAX)] = 0
 
@@ -150,6 +152,11 @@ class Home:
     def vendor_cas(self) -> Path:
         """EK issuers' certificates, PEM or DER."""
         return self.path(self.settings.attestation.vendor_cas)
+
+    @property
+    def recovery(self) -> Path:
+        """The recovery key's public half, its private half under the shares, and the backups of the HSM's keys."""
+        return self.path("recovery")
 
     @property
     def identities(self) -> Path:

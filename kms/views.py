@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import cast
 
 import msgspec
@@ -23,9 +25,12 @@ from keypeer.wire.messages import (
     OldVersionView,
     PolicyDocument,
     PolicyView,
+    PrincipalView,
+    Problem,
     ReasonView,
     RuntimeView,
     SignedGeoTag,
+    StaffRole,
     VmRotationView,
     VmView,
 )
@@ -41,6 +46,7 @@ from kms.domain import (
     KeyAttributes,
     LaunchPosition,
     Lease,
+    Principal,
     Refusal,
     RuntimeVerdict,
     StoredGeoTag,
@@ -49,8 +55,9 @@ from kms.domain import (
     VmRotation,
     boot_facts,
 )
-from kms.errors import Reason, Unavailable
+from kms.errors import KeypeerError, Reason, Unavailable
 from kms.keys.lifecycle import settled
+from kms.pki import to_pem
 
 _attributes = msgspec.msgpack.Decoder(KeyAttributes)
 _document = msgspec.json.Decoder(PolicyDocument)
@@ -58,6 +65,19 @@ _document = msgspec.json.Decoder(PolicyDocument)
 
 def reason_view(reason: Reason) -> ReasonView:
     return ReasonView(id=reason.id, asked=reason.asked, found=reason.found, mend=reason.mend)
+
+
+def problem_view(error: KeypeerError) -> Problem:
+    """``error`` as the document that a caller gets; ``type`` is a URN made of the stable code."""
+    return Problem(
+        type=f"urn:keypeer:problem:{error.code}",
+        title=HTTPStatus(error.status).phrase,
+        status=int(error.status),
+        detail=error.detail,
+        code=error.code,
+        hint=error.hint,
+        reasons=tuple(reason_view(reason) for reason in error.reasons),
+    )
 
 
 def flat_views(reasons: tuple[tuple[str, str, str, str], ...]) -> tuple[ReasonView, ...]:
@@ -301,4 +321,19 @@ def vm_rotation_view(rotation: VmRotation) -> VmRotationView:
         failed=rotation.failed,
         ended_at=rotation.ended_at or None,
         trouble=rotation.trouble,
+    )
+
+
+def principal_view(principal: Principal) -> PrincipalView:
+    key = principal.approval_key or principal.public_key
+    return PrincipalView(
+        role=cast("StaffRole", principal.role),
+        name=principal.name,
+        certificate_sha256=principal.certificate_sha256.hex(),
+        certificate=to_pem(principal.certificate) if principal.certificate else "",
+        enrolled_at=principal.enrolled_at,
+        enrolled_by=principal.enrolled_by,
+        expires_at=principal.expires_at or None,
+        approval_key_sha256=hashlib.sha256(key).hexdigest() if key and principal.role == "officer" else "",
+        apart=bool(principal.approval_key),
     )

@@ -20,6 +20,7 @@ from hsm_adapter import framing
 from hsm_adapter.protocol import (
     Amend,
     Anchor,
+    Background,
     CreateKey,
     Describe,
     Description,
@@ -51,7 +52,7 @@ from hsm_adapter.protocol import (
     WriteAnchor,
 )
 from kms import limits
-from kms.custody.each import describe_each
+from kms.custody.each import ask, describe_each
 from kms.custody.port import SigningKey, WorkerHealth
 from kms.errors import BadRequest, KeypeerError, Unavailable
 
@@ -152,9 +153,11 @@ class _Connection(asyncio.Protocol):
 class HsmClient:
     """kms.custody.port.Custody over the workers' Unix sockets."""
 
-    def __init__(self, sockets: Sequence[Path], *, frame_operations_max: int = limits.HSM_FRAME_OPERATIONS_MAX) -> None:
+    def __init__(self, sockets: Sequence[Path], *, background: bool = False) -> None:
+        """``background``: workers serve this client when nobody else waits; others wait for a whole frame of it."""
         self._sockets = tuple(sockets)
-        self._frame_max = frame_operations_max  # others' operations wait for a whole frame of ours
+        self._frame_max = limits.HSM_FRAME_OPERATIONS_BACKGROUND if background else limits.HSM_FRAME_OPERATIONS_MAX
+        self._greeting: Ping | Background = Background() if background else Ping()
         self._connections: dict[Path, _Connection] = {}
         self._queue: deque[_Job] = deque()
         self._tasks: list[asyncio.Task[None]] = []
@@ -203,10 +206,12 @@ class HsmClient:
         return await self._plural(keys, KeyRecord)
 
     async def make_version(self, key: VersionedKey, version: int) -> MadeVersion:
-        return await self._single(MakeVersion(key, version), MadeVersion)
+        # Always the first worker: it looks and makes in one turn, and two of them at once would make two keys of one
+        # label, which no worker takes (hsm.key_ambiguous).
+        return await ask(self._sockets[0], MakeVersion(key, version), MadeVersion)
 
     async def destroy_version(self, key: VersionedKey, version: int) -> bool:
-        return (await self._single(DestroyVersion(key, version), Destroyed)).there_was
+        return (await ask(self._sockets[0], DestroyVersion(key, version), Destroyed)).there_was
 
     async def read_anchor(self) -> Anchor:
         return await self._single(ReadAnchor(), Anchor)
@@ -287,7 +292,7 @@ class HsmClient:
         """Operations of a worker that was lost: first in the queue again, unless they were tried enough."""
         for job in jobs:
             job.attempts += 1
-        pings = [job for job in jobs if isinstance(job.operation, Ping)]
+        pings = [job for job in jobs if isinstance(job.operation, Ping | Background)]
         tired = [job for job in jobs if job.attempts >= limits.HSM_ATTEMPTS_MAX and job not in pings]
         self._fail(pings + tired, "every HSM worker tried was lost")
         self._queue.extendleft(
@@ -319,7 +324,7 @@ class HsmClient:
     def _ping(self, connection: _Connection) -> None:
         if connection.frames < limits.HSM_FRAMES_IN_FLIGHT:
             future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-            connection.send([_Job(Ping(), future, time.monotonic() + limits.HSM_OPERATION_DEADLINE_S)])
+            connection.send([_Job(self._greeting, future, time.monotonic() + limits.HSM_OPERATION_DEADLINE_S)])
 
     async def _watch(self) -> None:
         while True:

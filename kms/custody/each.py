@@ -1,28 +1,33 @@
-"""Asking every HSM worker the same, each over a connection of its own: what one answers says nothing of the others."""
+"""Asking one HSM worker, over a connection of its own: what one answers says nothing of the others, and what only one
+ever does is done once."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from hsm_adapter import framing
-from hsm_adapter.protocol import Describe, Description, OperationError
+from hsm_adapter.protocol import Describe, Description, Operation, OperationError
 from kms import limits
 from kms.errors import Unavailable
+
+_T = TypeVar("_T")
 
 
 async def describe_each(sockets: Sequence[Path]) -> list[Description]:
     """Each worker's description, in order. Raises Unavailable unless all answer."""
-    return list(await asyncio.gather(*map(_describe, sockets)))
+    return list(await asyncio.gather(*(ask(path, Describe(), Description) for path in sockets)))
 
 
-async def _describe(path: Path) -> Description:
+async def ask(path: Path, operation: Operation, wanted: type[_T]) -> _T:
+    """The result from just this worker. Raises Unavailable: its own code, or ``hsm.worker_silent``."""
     try:
-        async with asyncio.timeout(limits.HSM_DESCRIBE_S):
+        async with asyncio.timeout(limits.HSM_WORKER_ANSWER_S):
             reader, writer = await asyncio.open_unix_connection(str(path))
             try:
-                writer.write(framing.encode_request(1, [Describe()]))
+                writer.write(framing.encode_request(1, [operation]))
                 size = framing.payload_size(await reader.readexactly(framing.HEADER_BYTES))
                 (result,) = framing.decode_reply(await reader.readexactly(size)).results
             finally:
@@ -31,7 +36,7 @@ async def _describe(path: Path) -> Description:
         raise _silent(path, str(error) or type(error).__name__) from None
     if isinstance(result, OperationError):
         raise Unavailable(result.code, f"HSM worker {path.stem}: {result.detail}", hint="keypeer doctor")
-    if not isinstance(result, Description):
+    if not isinstance(result, wanted):
         raise _silent(path, f"it answered {type(result).__name__}")
     return result
 

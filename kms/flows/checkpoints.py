@@ -209,11 +209,13 @@ async def _change(ctx: Context, **changes: object) -> Loaded[StoredCheckpoint]:
 
 
 async def anchor(ctx: Context) -> None:
-    """Has the token remember the newest head, at most every limits.ANCHOR_INTERVAL_S. A token that refuses is told in
+    """Has the token remember the newest head, at most every ``ctx.log.anchor_s``. A token that refuses is told in
     readiness; whether the log may still be trusted is looked at when the service starts."""
     stored, now = (await _fresh(ctx)).value, ctx.clock()
-    if stored.anchored_size == stored.size or 0 <= now - stored.anchored_at < limits.ANCHOR_INTERVAL_S:
+    if stored.anchored_size == stored.size or 0 <= now - stored.anchored_at < ctx.log.anchor_s:
         return
+    await ctx.rollback.look()
+    await ctx.rollback.refuse()  # a store that was put back must not become what the token remembers
     checkpoint, trouble = Checkpoint.parse(parse_note(stored.note.encode()).text), ""
     try:
         await ctx.custody.write_anchor(checkpoint.size, checkpoint.root)

@@ -18,6 +18,7 @@ from kms.domain import EnrolledHost, Role, SigningName
 from kms.errors import KeypeerError, NotFound, Refused, Unavailable
 from kms.evidence.ek import VendorCas
 from kms.records import HOSTS, Loaded, Records, RuntimePolicies
+from kms.rollback import RollbackGuard
 from kms.signing_keys import SigningKey, load_signing_key
 from kms.store.port import Check, Commit, Committed, Conflict, Count, Store
 from kms.witness.port import Witness, WitnessClient
@@ -44,14 +45,15 @@ class AttestationProfile:
 
 @dataclass(frozen=True, slots=True)
 class LogProfile:
-    """How the audit log is signed and witnessed. ``origin`` as the settings have it, "" when they don't say; ``keys``
-    are the Ed25519 public keys (32 bytes) by version, the newest of which signs; ``required`` is how many witnesses
-    must be watching for the service to be ready."""
+    """How the audit log is signed and witnessed. ``origin`` as the settings have it, "" when they don't say;
+    ``required`` is how many witnesses must be watching for the service to be ready, ``anchor_s`` how many seconds are
+    between writes of the token's anchor."""
 
     origin: str
     client: WitnessClient
     witnesses: tuple[Witness, ...] = ()
     required: int = 0
+    anchor_s: float = limits.ANCHOR_INTERVAL_S
 
 
 class UnprovenBudget:
@@ -77,6 +79,7 @@ class Rider:
     checks: tuple[Check, ...]
     puts: tuple[tuple[bytes, bytes], ...]
     entries: tuple[bytes, ...]
+    deletes: tuple[bytes, ...] = ()
     spent: bool = False
 
 
@@ -95,8 +98,10 @@ class Context:
     ca: bytes
     first_keys: Mapping[str, bytes]  # version 1 of each signing key (kms.signing_keys)
     log: LogProfile
+    rollback: RollbackGuard
     unproven: UnprovenBudget = field(default_factory=UnprovenBudget)
     rider: Rider | None = None
+    accepts_rollback: bool = False  # only what officers do to accept an old store
 
     async def signing_key(self, name: SigningName) -> SigningKey:
         """A signing key's versions, freshly read."""
@@ -155,10 +160,14 @@ class Context:
         entries: Sequence[bytes],
         counts: Sequence[Count] = (),
     ) -> bool:
-        """Whether the change is durable now; False when another change came first and nothing was applied."""
+        """Whether the change is durable now; False when another change came first and nothing was applied. On a store
+        that was put back only entries without a change are written, and what accepts it."""
+        if (puts or deletes) and not self.accepts_rollback:
+            await self.rollback.refuse()
         rider = self.rider if self.rider is not None and not self.rider.spent else None
         if rider is not None:
             checks, puts, entries = (*checks, *rider.checks), (*puts, *rider.puts), (*entries, *rider.entries)
+            deletes = (*deletes, *rider.deletes)
         change = Commit(checks=checks, puts=puts, deletes=deletes, entries=entries, counts=counts)
         try:
             outcome = await self.store.commit(change)

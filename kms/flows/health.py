@@ -13,7 +13,7 @@ from kms.records import CHECKPOINTS, JOB_NOTES
 
 async def readiness(ctx: Context) -> Readiness:
     """All checks; ready when every one is good."""
-    checks = (await _hsm(ctx), await _store(ctx), await _clock(ctx), await _log(ctx))
+    checks = (await _hsm(ctx), await _store(ctx), await _rollback(ctx), await _clock(ctx), await _log(ctx))
     # A job that fails is shown, but stops no release.
     return Readiness(ready=all(check.ok for check in checks), checks=(*checks, *await _jobs(ctx)))
 
@@ -39,6 +39,14 @@ async def _store(ctx: Context) -> HealthCheck:
         found=health.reason or f"{health.used_bytes} of {health.capacity_bytes} bytes used",
         mend="" if health.ok else "free disk space or raise store.map_size_mib in the settings",
     )
+
+
+async def _rollback(ctx: Context) -> HealthCheck:
+    try:
+        await ctx.rollback.refuse()
+    except KeypeerError as error:
+        return HealthCheck(id="rollback", ok=False, found=error.detail, mend=error.hint)
+    return HealthCheck(id="rollback", ok=True, found="the store has all that the HSM token remembers of it")
 
 
 async def _clock(ctx: Context) -> HealthCheck:

@@ -162,12 +162,12 @@ class Tables:
         outcomes: list[Outcome] = []
         for change in group:
             outcome, moved = self._apply_one(txn, change, state, tree)
-            if moved != state:
+            if moved is not state and growth is not Growth.GROWS:
                 growth = max(growth, growth_of(change))
             outcomes.append(outcome)
             state = moved
-        if state != before:
-            state = self._trim_changes(txn, state)._replace(peaks=tuple(tree.peaks))
+        if state is not before:
+            state = self._trim_changes(txn, state._replace(peaks=tuple(tree.peaks)))
             txn.put(b"state", _encode(state), db=self.meta)
         return outcomes, growth
 
@@ -216,8 +216,8 @@ class Tables:
         for entry in entries:
             leaf = leaf_hash(entry)
             txn.put(u64(tree.size), leaf + entry, db=self.log, append=True)
-            for node in tree.add(leaf):
-                txn.put(bytes([node.level]) + u64(node.number), node.hash, db=self.nodes)
+            for level, index, node in tree.add(leaf):
+                txn.put(bytes([level]) + u64(index), node, db=self.nodes)
 
     def _remember(self, txn: lmdb.Transaction[bytes], op_id: bytes, outcome: Committed, count: int) -> None:
         """One op id into the ring, the oldest one out of it."""
@@ -232,6 +232,8 @@ class Tables:
         """Forgets the oldest changes: a ring of keys rather than commits, so that its size is bounded whatever one
         commit holds. The work is in proportion to what was added."""
         kept, forgotten = state.changed_keys, state.forgotten
+        if kept <= limits.CHANGELOG_KEYS_MAX:
+            return state
         with txn.cursor(db=self.changes) as cursor:
             while kept > limits.CHANGELOG_KEYS_MAX and cursor.first():
                 forgotten = number(cursor.key())

@@ -90,7 +90,8 @@ class Route:
     """``roles`` None: no client certificate needed. ``query`` names the query parameters with a description each.
     ``raw`` is the content type of answers that are Raw; ``rest`` names the path parameter that may hold slashes.
     ``act`` names an officers' act: it needs as many officers as the approval rules say for it (DESIGN §10).
-    ``rate`` names the limit that it counts against (kms/web/limiter.py), ``cost`` for how many a body counts."""
+    ``rate`` names the limit that it counts against (kms/web/limiter.py), ``cost`` for how many a body counts.
+    ``while_rolled_back``: it may change a database that was put back (kms.rollback)."""
 
     method: str
     path: str
@@ -103,6 +104,7 @@ class Route:
     query: Mapping[str, str] | None = None
     body_max: int = limits.BODY_BYTES_MAX
     act: str = ""
+    while_rolled_back: bool = False
     rate: str = "calls"
     cost: Callable[[Any], int] | None = None
     raw: str = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -17,12 +18,29 @@ from keypeer.wire.messages import Readiness
 from kms import limits
 from kms.errors import BadRequest, KeypeerError, Throttled
 from kms.flows.context import Context
-from kms.web import attestations, audit, enrolments, health, hosts, log, policies, quotas, rotations, signing_keys, vms
+from kms.flows.proposals import alone
+from kms.views import problem_view as problem
+from kms.web import (
+    attestations,
+    audit,
+    enrolments,
+    health,
+    hosts,
+    log,
+    policies,
+    principals,
+    proposals,
+    quotas,
+    rollback,
+    rotations,
+    signing_keys,
+    vms,
+)
 from kms.web.identity import identify, known_identity
 from kms.web.limiter import Limiter
 from kms.web.metrics import Metrics
 from kms.web.openapi import document
-from kms.web.problems import CONTENT_TYPE, from_decoding, from_wire, problem
+from kms.web.problems import CONTENT_TYPE, from_decoding, from_wire
 from kms.web.routing import STAFF, Call, Raw, Route
 
 ROUTES: tuple[Route, ...] = (
@@ -33,6 +51,10 @@ ROUTES: tuple[Route, ...] = (
     *vms.ROUTES,
     *quotas.ROUTES,
     *rotations.ROUTES,
+    *principals.ROUTES,
+    *proposals.routes(lambda: ROUTES),
+    *proposals.rules_routes(lambda: ROUTES),
+    *rollback.ROUTES,
     *signing_keys.ROUTES,
     *audit.ROUTES,
     *log.ROUTES,
@@ -58,6 +80,8 @@ def application(ctx: Context, metrics: Metrics, limiter: Limiter) -> web.Applica
 
 def _handler(ctx: Context, metrics: Metrics, limiter: Limiter, route: Route) -> _Handler:
     decode: _Decode | None = msgspec.json.Decoder(route.request).decode if route.request is not None else None
+    if route.while_rolled_back:
+        ctx = replace(ctx, accepts_rollback=True)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         started = time.perf_counter()
@@ -68,7 +92,8 @@ def _handler(ctx: Context, metrics: Metrics, limiter: Limiter, route: Route) -> 
             body = await _body(request, route, decode) if decode is not None else None
             if route.cost is not None and (more := route.cost(body) - 1) > 0:
                 await _admit(ctx, limiter, route, request, certificate, more)
-            answer = await route.call(Call(ctx, caller, request.match_info, request.query, body))
+            granted = await alone(ctx, caller, route.act) if route.act and caller is not None else ctx
+            answer = await route.call(Call(granted, caller, request.match_info, request.query, body))
             status = _status(route, answer)
         except KeypeerError as error:
             metrics.refused(route, error, time.perf_counter() - started)

@@ -34,8 +34,8 @@ from keypeer.wire.types import Labels, NamePrefix
 from kms.errors import BadRequest, KeypeerError
 from kms.flows import release, vm_acts, vm_list, vm_rotations, vms
 from kms.keys.lifecycle import KeyAct
+from kms.views import problem_view as problem
 from kms.vm_filter import VmFilter
-from kms.web.problems import problem
 from kms.web.routing import HOST, OFFICER, OPERATOR, PAGE_QUERY, STAFF, Call, Handler, Route
 
 

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from keypeer.transport import Transport
 from keypeer.wire import messages as m
+from keypeer.wire.proposals import Decision
 from keypeer.wire.runtime import RuntimePolicy
 from keypeer.wire.tlog.tiles import Tile
 
@@ -209,6 +210,63 @@ class AsyncClient(Transport):
         """A page of those with a quota or with keys."""
         return await self._page(f"/v1/quotas/{kind}", m.QuotaPage, after, limit)
 
+    # ── officers ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def create_proposal(self, request: m.CreateProposal) -> m.ProposalView:
+        """Proposes an act (officer); nobody has approved it then (keypeer.approving does both)."""
+        return await self.call("POST", "/v1/proposals", m.ProposalView, request)
+
+    async def proposal(self, proposal: str) -> m.ProposalView:
+        """One proposal with its document."""
+        return await self.call("GET", f"/v1/proposals/{_name(proposal)}", m.ProposalView, repeat=True)
+
+    async def proposals(self, after: str = "", limit: int = PAGE_DEFAULT) -> m.ProposalPage:
+        """A page of the proposals that are open."""
+        return await self._page("/v1/proposals", m.ProposalPage, after, limit)
+
+    async def all_proposals(self, after: str = "", limit: int = PAGE_DEFAULT) -> m.ProposalPage:
+        """A page of all proposals, ended ones too."""
+        query: dict[str, str | int] = {"limit": limit, "state": "all", **({"after": after} if after else {})}
+        return await self.call("GET", "/v1/proposals", m.ProposalPage, query=query, repeat=True)
+
+    async def decide_proposal(self, proposal: str, decision: Decision, signature: str) -> m.ProposalView:
+        """Approves or rejects (officer); the last approval that is needed carries the act out."""
+        path = f"/v1/proposals/{_name(proposal)}/{'approvals' if decision == 'approve' else 'rejections'}"
+        return await self.call("POST", path, m.ProposalView, m.SignDecision(signature=signature), repeat=True)
+
+    async def execute_proposal(self, proposal: str) -> m.ProposalView:
+        """Carries an approved proposal out whose act failed before (officer)."""
+        return await self.call("POST", f"/v1/proposals/{_name(proposal)}/execute", m.ProposalView)
+
+    async def approval_rules(self) -> m.ApprovalsView:
+        """How many officers each act needs."""
+        return await self.call("GET", "/v1/approval-rules", m.ApprovalsView, repeat=True)
+
+    async def set_approvals(self, needs: dict[str, int]) -> m.ApprovalsView:
+        """How many officers the acts named need from now on (officer)."""
+        return await self.call("PATCH", "/v1/approval-rules", m.ApprovalsView, m.SetApprovals(needs=needs))
+
+    async def put_principal(self, role: m.StaffRole, name: str, request: m.PutPrincipal) -> m.PrincipalView:
+        """Enrols an officer, operator or auditor (officer); answers with the certificate."""
+        return await self.call("PUT", f"/v1/principals/{role}/{_name(name)}", m.PrincipalView, request)
+
+    async def renew_principal(self, role: m.StaffRole, name: str, csr: str) -> m.PrincipalView:
+        """A new certificate for the caller itself."""
+        path = f"/v1/principals/{role}/{_name(name)}/renew"
+        return await self.call("POST", path, m.PrincipalView, m.RenewPrincipal(csr=csr))
+
+    async def remove_principal(self, role: m.StaffRole, name: str) -> None:
+        """Ends someone's right to call (officer)."""
+        await self.call("DELETE", f"/v1/principals/{role}/{_name(name)}", type(None))
+
+    async def principal(self, role: m.StaffRole, name: str) -> m.PrincipalView:
+        """One of the staff, with the certificate."""
+        return await self.call("GET", f"/v1/principals/{role}/{_name(name)}", m.PrincipalView, repeat=True)
+
+    async def principals(self, role: m.StaffRole, after: str = "", limit: int = PAGE_DEFAULT) -> m.PrincipalPage:
+        """A page of those of a role."""
+        return await self._page(f"/v1/principals/{role}", m.PrincipalPage, after, limit)
+
     # ── VMs, audit, health ─────────────────────────────────────────────────────────────────────────────────────
 
     async def create_vm(self, request: m.CreateVm) -> m.VmView:
@@ -351,6 +409,14 @@ class AsyncClient(Transport):
     async def keys(self) -> m.KeyPage:
         """The long-lived keys in the HSM, their versions and last rotations."""
         return await self.call("GET", "/v1/key-versions", m.KeyPage, repeat=True)
+
+    async def rollback(self) -> m.RollbackView:
+        """The audit log's head in the HSM token and in the store."""
+        return await self.call("GET", "/v1/store/rollback", m.RollbackView, repeat=True)
+
+    async def accept_rollback(self, request: m.AcceptRollback) -> m.RollbackView:
+        """Takes a database that was put back as it is (officer)."""
+        return await self.call("POST", "/v1/store/accept-rollback", m.RollbackView, request)
 
     async def rotate_key(self, key: str) -> m.RotationView:
         """Begins the rotation of a key (officer); ``rotation`` tells how far it is."""

@@ -25,7 +25,9 @@ KILLS = 5
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    with running_service(tmp_path / "kp") as service:
+    # The tenant below attests without a pause, which no agent does.
+    settings = {"[attestation]": "[limits]\nattestations = { rate = 10000, burst = 100000 }\n\n[attestation]"}
+    with running_service(tmp_path / "kp", **settings) as service:
         put_demo_policy(service)
         yield service
 

@@ -102,7 +102,7 @@ def test_health_is_open_to_all_and_metrics_to_staff(service: Service) -> None:
     assert anyone.get("/healthz").body["ok"] is True
     ready = anyone.get("/readyz").body
     assert ready["ready"] is True
-    assert [check["id"] for check in ready["checks"]] == ["hsm", "store", "clock", "log"]
+    assert [check["id"] for check in ready["checks"]] == ["hsm", "store", "rollback", "clock", "log"]
     assert anyone.get("/metrics").code == "auth.certificate_required"
     metrics = service.caller("auditor").get("/metrics").body.decode()
     assert 'keypeer_http_answers_total{method="GET",route="/readyz",status="200"}' in metrics

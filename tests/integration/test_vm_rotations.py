@@ -15,7 +15,7 @@ from kms.errors import Unavailable
 from kms.flows import vm_rotations
 from kms.records import VM_PREFIX
 from kms.store.port import Commit, Outcome
-from tests.support.service import Service, good_host
+from tests.support.service import Service
 from tests.support.vm_lives import CommitsLost, Dying, Failing, at, do, listed, shown
 
 
@@ -242,15 +242,3 @@ def test_lives_at_the_command_line(service: Service, tmp_path: Path) -> None:
     done = run("create", "--batch", str(names), "--policy", "eu", "--tenant", "cl", "--label", "a=b", "--label", "e=f")
     assert done == {"created": 2, "existed": 0}
     assert listed(service, "tenant=cl&labels=a=b,e=f") == ["cl-3", "cl-4"]
-
-
-def test_the_holder_reads_the_old_version_with_the_sdk_too(service: Service) -> None:
-    host = good_host(service, "sdk-old")
-    host.attest()
-    make_many(service, "sdk-old", 1)
-    first = host.release("sdk-old-000")
-    do(service, "sdk-old-000", "rotate")
-    assert host.grant is not None
-    request = wire.ReleaseRequest(session=host.grant.session, version=1)
-    release = host.caller.post("/v1/vms/sdk-old-000/key/release", request).of(wire.Release)
-    assert host.tpm.open_release(host.session, release, "sdk-old-000") == first

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from kms import limits
 from kms.custody.port import KeyRecord
 from kms.domain import KeyAttributes, pack_attributes
+from kms.errors import Unavailable
 from kms.keys.lifecycle import settled
+from kms.records import encode_vm, old_key
 from kms.store.memory import MemoryStore
 from kms.store.port import Commit
 from kms.vm_filter import VmFilter, find
@@ -142,5 +144,17 @@ async def test_the_first_releases_records_still_read_and_name_their_vm() -> None
     assert found[0] is not None
     assert found[1] is not None
     assert open_vm(found[0]).record == old
-    with pytest.raises(Exception, match=r"store\.tampered"):
+    with pytest.raises(Unavailable, match=r"store\.tampered"):
         open_vm(found[1])
+
+
+async def test_an_old_version_in_anothers_place_is_noticed() -> None:
+    store = MemoryStore()
+    value = encode_vm(record("web-1", KeyAttributes("eu", NOW, "operator")))
+    await store.bulk_load([(old_key("web-1", 1), value), (old_key("web-1", 2), value)])
+    first, second = await store.get_many([old_key("web-1", 1), old_key("web-1", 2)])
+    assert first is not None
+    assert second is not None
+    assert open_vm(first).record.key_version == 1
+    with pytest.raises(Unavailable, match=r"store\.tampered"):
+        open_vm(second)

@@ -13,9 +13,12 @@ from pathlib import Path
 from keypeer.wire.profile import BOOT_PCRS, PCR_BANK, QUOTE_PCRS
 from kms.custody.client import HsmClient
 from kms.evidence.ek import VendorCas
-from kms.flows.context import AttestationProfile, Caller, Context
+from kms.flows.context import AttestationProfile, Caller, Context, LogProfile
 from kms.records import Records, RuntimePolicies
+from kms.rollback import RollbackGuard
+from kms.signing_keys import first_keys
 from kms.store.port import Store
+from kms.witness.client import HttpWitnesses
 from tests.support.hsm import RunningWorker, SoftToken, fresh_token, start_worker
 from tests.support.stores import lmdb_store
 
@@ -72,7 +75,7 @@ async def context(store: Store, custody: HsmClient) -> Context:
         profile=AttestationProfile(PCR_BANK, QUOTE_PCRS, BOOT_PCRS),
         vendor_cas=VendorCas.read([], []),
         ca=b"",
-        geo_key=description.public_keys["geo"],
-        session_key=description.public_keys["session"],
-        appraisal_key=description.public_keys["appraisal"],
+        first_keys=first_keys(description),
+        log=LogProfile("keypeer.test/log", HttpWitnesses()),
+        rollback=RollbackGuard(store, custody),
     )

@@ -15,6 +15,7 @@ from kms.custody.client import HsmClient
 from kms.evidence.ek import VendorCas
 from kms.flows.context import AttestationProfile, Context, LogProfile
 from kms.records import Records, RuntimePolicies
+from kms.rollback import RollbackGuard
 from kms.signing_keys import first_keys
 from kms.store.port import Store
 from kms.witness.client import HttpWitnesses
@@ -57,6 +58,7 @@ async def flow_context(folder: Path, *, map_size: int = MAP_BYTES) -> AsyncItera
                     ca=vendor_ca().public_bytes(Encoding.DER),
                     first_keys=first_keys(description),
                     log=LogProfile("keypeer.test/log", witnesses),
+                    rollback=RollbackGuard(store, custody),
                 )
         finally:
             await witnesses.close()

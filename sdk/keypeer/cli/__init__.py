@@ -16,6 +16,11 @@ from keypeer.cli.exits import EPILOG
 # Command → (module, its click object).
 _NOUNS = {
     "agent": "keypeer.cli.agent",
+    "approvals": "keypeer.cli.approvals",
+    "auditor": "keypeer.cli.staff",
+    "identity": "keypeer.cli.identity",
+    "officer": "keypeer.cli.staff",
+    "proposal": "keypeer.cli.proposal",
     "audit": "keypeer.cli.audit",
     "baseline": "keypeer.cli.baseline",
     "completion": "keypeer.cli.completion",
@@ -25,6 +30,7 @@ _NOUNS = {
     "kek": "keypeer.cli.kek",
     "keys": "keypeer.cli.keys",
     "policy": "keypeer.cli.policy",
+    "rollback": "keypeer.cli.rollback",
     "runtime": "keypeer.cli.runtime",
     "signing-key": "keypeer.cli.signing_key",
     "tenant": "keypeer.cli.tenant",

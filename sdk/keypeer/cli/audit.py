@@ -220,8 +220,8 @@ async def _verify_live(
         shown = {"origin": seen.origin, "size": seen.size, "root": seen.root.hex(), "before": watch.before}
         output.as_json(shown | ({"entry": entry, "found": found.decode()} if found is not None else {}))
         return Exit.DONE
-    since = "seen for the first time" if watch.before is None else f"goes on from the {watch.before} seen before"
-    output.done(f"the log {seen.origin} has {seen.size} entries and {since}")
+    since = "is seen for the first time" if watch.before is None else f"goes on from the {watch.before} seen before"
+    output.done(f"the log {seen.origin} has {seen.size} entries; it {since}")
     if found is not None:
         output.done(f"entry {entry} is in it: {found.decode()}")
     return Exit.DONE

@@ -15,6 +15,7 @@ class Exit(IntEnum):
     BAD_INPUT = 3
     UNAVAILABLE = 4
     FORGED = 5
+    PROPOSED = 6
 
 
 EPILOG = """\b
@@ -25,6 +26,7 @@ Exit codes:
   3  bad input, not found, conflict, or a local file
   4  the service, the HSM or the TPM can't be reached, or asks to wait
   5  an answer that the service didn't make
+  6  proposed: it waits for other officers
 """
 
 

@@ -10,6 +10,7 @@ import click
 from keypeer.cli import output
 from keypeer.cli.calling import command
 from keypeer.cli.exits import Exit
+from keypeer.cli.staff import add_commands
 from keypeer.wire.messages import QuotaView
 
 if TYPE_CHECKING:
@@ -68,3 +69,4 @@ def _told(view: QuotaView) -> str:
 
 tenant = _noun("tenant", "Tenants: how many VM keys each may have.")
 operator = _noun("operator", "Operators: how many VM keys each may make.")
+add_commands(operator, "operator", listed="enrolled", shown="certificate")

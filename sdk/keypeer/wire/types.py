@@ -55,3 +55,8 @@ Labels = Annotated[dict[LabelName, LabelValue], Meta(max_length=LABELS_MAX, desc
 NamePrefix = Annotated[
     str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]*$(?!\n)", max_length=63, description="how a name begins")
 ]
+
+# ── officers ───────────────────────────────────────────────────────────────────────────────────────────────────
+ProposalId = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$(?!\n)", description="64 random bits in hex")]
+ActName = Annotated[str, Meta(pattern=r"^[a-z][a-z.-]{1,62}$(?!\n)", description="an act, such as kek.rotate")]
+Why = Annotated[str, Meta(max_length=512, description="goes into the audit log")]

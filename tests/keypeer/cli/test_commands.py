@@ -48,8 +48,9 @@ ALL = dict(commands(main))
 def test_the_nouns_are_all_there() -> None:
     nouns = {path[0] for path in ALL}
     assert nouns == {
-        "agent", "audit", "baseline", "completion", "doctor", "geo-tag", "host", "init", "policy", "runtime", "serve",
-        "vm",
+        "agent", "approvals", "audit", "auditor", "baseline", "completion", "doctor", "geo-tag", "host", "identity",
+        "init", "kek", "keys", "officer", "operator", "policy", "proposal", "rollback", "runtime", "serve",
+        "signing-key", "tenant", "vm",
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import lmdb
 import pytest
@@ -17,6 +18,7 @@ from keypeer.wire.tlog.checkpoint import Checkpoint, open_checkpoint
 from keypeer.wire.tlog.merkle import fold
 from keypeer.wire.tlog.note import VerifierKey, parse_note
 from kms import limits
+from kms.custody.port import Anchor, Custody
 from kms.errors import NotFound, Unavailable
 from kms.flows import checkpoints, health, signing_keys
 from kms.flows.context import Caller, Context
@@ -96,7 +98,7 @@ async def test_after_a_rotation_the_newest_key_signs_and_all_verify(ctx: Context
     await signing_keys.rotate(ctx, Caller("officer", "anna", b"", b""), "audit")
     keys = await log_keys(ctx)
     assert (keys[1], len(keys)) == (newest, 2)
-    assert (await signed(ctx)).size == size + 1 == first.size + 1  # the entry that tells of the rotation
+    assert (await signed(ctx)).size == size + 2 == first.size + 2  # the entries that tell of the rotation
     note = parse_note((await checkpoints.current(ctx)).encode())
     assert [signature.key_id for signature in note.signatures] == [key.key_id for key in keys]
     await grow(ctx)
@@ -137,6 +139,62 @@ async def test_a_checkpoint_record_that_was_tampered_with_is_told(ctx: Context) 
     with pytest.raises(Unavailable) as caught:
         await signed(ctx)
     assert caught.value.code == "store.tampered"
+
+
+# ── the token's anchor ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class AnchoringCustody:
+    """The HSM's client, with an anchor that keeps hsm_adapter.protocol.WriteAnchor's contract: it never goes back."""
+
+    def __init__(self, custody: Custody) -> None:
+        self._custody = custody
+        self.anchor = Anchor(0, bytes(32))
+        self.writes = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._custody, name)
+
+    async def write_anchor(self, size: int, root: bytes, *, force: bool = False) -> Anchor:
+        self.writes += 1
+        if size < self.anchor.size and not force:
+            raise Unavailable("hsm.anchor_ahead", f"the token remembers {self.anchor.size} entries")
+        self.anchor = Anchor(size, root)
+        return self.anchor
+
+
+@pytest.fixture
+def token(ctx: Context) -> AnchoringCustody:
+    return AnchoringCustody(ctx.custody)
+
+
+async def test_the_token_remembers_the_head_and_is_not_worn_out(ctx: Context, token: AnchoringCustody) -> None:
+    anchored = replace(ctx, custody=cast("Custody", token))
+    await grow(anchored, 300)
+    await checkpoints.step(anchored)
+    first = Anchor(*await anchored.store.log_head())
+    for _ in range(4):
+        assert (token.anchor, token.writes) == (first, 1)
+        await grow(anchored)
+        clock_of(ctx).now += limits.ANCHOR_INTERVAL_S / 5
+        await checkpoints.step(anchored)
+    clock_of(ctx).now += limits.ANCHOR_INTERVAL_S
+    for _ in range(3):
+        await checkpoints.step(anchored)
+        assert Anchor(*await anchored.store.log_head()) == token.anchor
+        clock_of(ctx).now += limits.ANCHOR_INTERVAL_S  # without growth it is not written again
+    assert token.writes == 2
+    assert f"anchored at {token.anchor.size}" in (await log_check(ctx))[1]
+
+
+async def test_a_token_that_knows_more_than_the_log_is_told(ctx: Context, token: AnchoringCustody) -> None:
+    token.anchor = Anchor(10**6, bytes(32))
+    anchored = replace(ctx, custody=cast("Custody", token))
+    await grow(anchored, 3)
+    await checkpoints.step(anchored)
+    assert (await signed(anchored)).size == 4
+    assert "anchor: hsm.anchor_ahead: the token remembers 1000000 entries" in (await log_check(ctx))[1]
+    assert token.anchor.size == 10**6
 
 
 # ── witnesses ──────────────────────────────────────────────────────────────────────────────────────────────────
