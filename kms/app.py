@@ -69,9 +69,9 @@ async def open_context(home: Home, *, background: bool = False) -> AsyncIterator
     ):
         description = await custody.describe()
         records = Records(store, custody)
-        rollback = RollbackGuard(store, custody)
-        if await rollback.look() is not None:
-            _log.error("store rolled back", detail=str(rollback.trouble))
+        rollback = RollbackGuard(store, custody, records)
+        if (trouble := await rollback.look()) is not None:
+            _log.error("store and token", code=trouble.error().code, detail=trouble.error().detail)
         yield Context(
             store=store,
             records=records,

@@ -208,8 +208,9 @@ async def _looked_at(home: Home, asked: Pin | None) -> tuple[Report, str]:
             custody = HsmClient([socket])
             await custody.start()
             try:
-                trouble = await RollbackGuard(store, custody).look()
-                report = await verify(store, Records(store, custody), custody, Progress())
+                records = Records(store, custody)
+                trouble = await RollbackGuard(store, custody, records).look()
+                report = await verify(store, records, custody, Progress())
             finally:
                 await custody.close()
     return report, trouble.error().detail if trouble else ""

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from keypeer.wire.messages import AcceptRollback, LogHeadView, RollbackView
 from kms.errors import BadRequest, KeypeerError
 from kms.flows.context import Caller, Context, conflict
+from kms.rollback import OtherToken
 from kms.store.port import LogHead
 from kms.tree import root_at
 
@@ -35,6 +36,8 @@ async def accept(ctx: Context, caller: Caller, request: AcceptRollback) -> Rollb
             hint="there is nothing to accept",
             status=HTTPStatus.CONFLICT,
         )
+    if isinstance(trouble, OtherToken):
+        raise trouble.error()
     named = LogHead(request.store.size, bytes.fromhex(request.store.root))
     token = LogHeadView(size=trouble.anchor.size, root=trouble.anchor.root.hex())
     if request.token != token or not await _begins_with(ctx, named):

@@ -77,5 +77,5 @@ async def context(store: Store, custody: HsmClient) -> Context:
         ca=b"",
         first_keys=first_keys(description),
         log=LogProfile("keypeer.test/log", HttpWitnesses()),
-        rollback=RollbackGuard(store, custody),
+        rollback=RollbackGuard(store, custody, records),
     )

@@ -58,7 +58,7 @@ async def flow_context(folder: Path, *, map_size: int = MAP_BYTES) -> AsyncItera
                     ca=vendor_ca().public_bytes(Encoding.DER),
                     first_keys=first_keys(description),
                     log=LogProfile("keypeer.test/log", witnesses),
-                    rollback=RollbackGuard(store, custody),
+                    rollback=RollbackGuard(store, custody, records),
                 )
         finally:
             await witnesses.close()
