@@ -210,6 +210,8 @@ ROTATION_RATE_S = 5.0  # seconds over which the rate is told
 ROTATION_FAILURES_SHOWN = 100  # records that couldn't be moved, told by name; all are counted
 ROTATION_STEP_S = 1.0  # seconds between looks for a rotation to do
 KEY_USERS_SHOWN = 10  # records or hosts that need an old version, told by name; all are counted
+HSM_LISTEN_S = 0.1  # seconds between looks of the background at what a worker does for others
+HSM_QUIET_OPERATIONS = 20  # of others between two looks; checkpoints and heartbeats are some five
 HSM_FRAME_OPERATIONS_BACKGROUND = 32  # operations a frame of the background: some 4 ms that a release waits
 HSM_WORKER_ANSWER_S = 30.0  # seconds for one worker to make a key or look its token over, after what waits first
 
