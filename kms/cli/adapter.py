@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from kms.errors import Unavailable
 from kms.settings import Home
 
@@ -61,3 +63,20 @@ def recovery_arguments(home: Home) -> list[str]:
     """The recovery key, when the service has one, and where backups go."""
     public: Path = home.recovery / "recovery.pub.pem"
     return ["--recovery", str(public), "--backups", str(home.recovery / "keys")] if public.exists() else []
+
+
+class KeyBackup(msgspec.Struct, frozen=True):
+    """What is read here of a key's backup (hsm_adapter/README.md); ``public_key`` of a pair, base64."""
+
+    key: str
+    version: int
+    public_key: str
+
+
+_SECRETS = ("kek", "record-mac")
+
+
+def backup_file(home: Home, key: str, version: int) -> Path:
+    """Where the adapter keeps the backup of that version of a key: named like its label in the token."""
+    name = key if version == 1 and key not in _SECRETS else f"{key}-{version}"
+    return home.recovery / "keys" / f"{name}.json"

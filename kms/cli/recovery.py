@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hsm_adapter.limits import RECOVERY_BITS, RSA_EXPONENT
 from hsm_adapter.pin import read_pin
 from kms import limits, shares
+from kms.cli.adapter import backup_file
 from kms.cli.common import Exit, folder, home_option, in_words, json_option, say
 from kms.cli.files import write_new
 from kms.cli.worker import hsm_worker
@@ -22,7 +23,6 @@ from kms.settings import Home, read_home
 
 PUBLIC = "recovery.pub.pem"
 SEALED = "recovery.enc"
-KEYS = "keys"
 
 
 @click.group()
@@ -126,16 +126,9 @@ async def _status(home: Home) -> list[tuple[str, int, bool]]:
     # The audit key's backup may be empty (SoftHSM wraps no Ed25519 key); a new one is made then, and the log tells.
     there += [(name, version) for name, all_of in description.signing_versions.items() for version in all_of]
     return [
-        (name, version, f"recovery/{name}/{version}" in kept or _backup(home, name, version).exists())
+        (name, version, f"recovery/{name}/{version}" in kept or backup_file(home, name, version).exists())
         for name, version in sorted(there)
     ]
-
-
-def _backup(home: Home, name: str, version: int) -> Path:
-    from hsm_adapter.keys import label_of
-    from hsm_adapter.provision import backup_name
-
-    return home.recovery / KEYS / backup_name(label_of(name, version))
 
 
 def read_words(files: tuple[Path, ...], threshold: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import shutil
 import sys
 import time
@@ -11,16 +12,13 @@ from pathlib import Path
 import click
 import msgspec
 
-from hsm_adapter.backup import KeyBackup, unbase64
-from hsm_adapter.keys import label_of
 from hsm_adapter.pin import Pin, read_pin
-from hsm_adapter.provision import backup_name
 from kms import shares
 from kms.audit.record import AuditRecord, encode_record
-from kms.cli.adapter import run_adapter, so_pin_arguments
+from kms.cli.adapter import KeyBackup, backup_file, run_adapter, so_pin_arguments
 from kms.cli.backup import FORMAT, MANIFEST, Manifest, digest, read_log
 from kms.cli.common import Exit, folder, home_option, in_words, json_option, say
-from kms.cli.recovery import KEYS, SEALED, read_words
+from kms.cli.recovery import SEALED, read_words
 from kms.cli.store import Progress, tell
 from kms.cli.worker import hsm_worker
 from kms.domain import SigningKeyRecord, SigningVersion
@@ -128,7 +126,7 @@ def _break_glass(home: Home, files: tuple[Path, ...], so_pin: str | None, asked:
         ) from None
     asyncio.run(_gather_backups(home))
     private = shares.open_private(sealed, read_words(files, sealed.threshold))
-    arguments = ["--backups", str(home.recovery / KEYS), *so_pin_arguments(home, so_pin)]
+    arguments = ["--backups", str(home.recovery / "keys"), *so_pin_arguments(home, so_pin)]
     done = run_adapter(home, "restore", arguments, private)
     say(f"in the token: {', '.join(done['restored'] + done['present'] + done['made'])}")
     asyncio.run(_follow_audit_key(home))
@@ -139,12 +137,12 @@ async def _gather_backups(home: Home) -> None:
     """Backups of versions that a rotation made are in the store; all into the one folder that the adapter reads."""
     from kms.app import open_store
 
-    place = home.recovery / KEYS
+    place = home.recovery / "keys"
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with open_store(home) as store:
         async for item in store.export(b"recovery/"):
             backup = msgspec.json.decode(item.value, type=KeyBackup)
-            path = place / backup_name(label_of(backup.key, backup.version))
+            path = backup_file(home, backup.key, backup.version)
             path.write_bytes(item.value)
             path.chmod(0o600)
 
@@ -182,8 +180,8 @@ async def _follow_audit_key(home: Home) -> None:
 
 
 def _first_audit_key(home: Home) -> bytes:
-    path = home.recovery / KEYS / backup_name(label_of(_AUDIT, 1))
-    return unbase64(msgspec.json.decode(path.read_bytes(), type=KeyBackup).public_key)
+    backup = msgspec.json.decode(backup_file(home, _AUDIT, 1).read_bytes(), type=KeyBackup)
+    return base64.b64decode(backup.public_key)
 
 
 async def _commit(store: Store, check: Check, puts: list[tuple[bytes, bytes]], new: SigningVersion) -> None:
