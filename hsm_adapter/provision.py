@@ -36,23 +36,30 @@ from hsm_adapter.translate import translated
 
 
 def init_token(module: str, label: str, so_pin: Pin, pin: Pin) -> bool:
-    """Initialise a blank token and set both PINs; False if a token of this label is there already.
+    """Initialise a blank token and set both PINs; False if a token of this label is there already. One whose user PIN
+    was never set, since we were killed before it, gets it now.
 
     The PINs go straight into C_InitToken and C_InitPIN, never into an argument list. Only blank tokens are touched:
     C_InitToken erases.
     """
     library = Library(module)
-    if any(token.label.strip() == label for token in library.tokens()):
+    there = [token for token in library.tokens() if token.label.strip() == label]
+    if any(token.flags & pkcs11.TokenFlag.USER_PIN_INITIALIZED for token in there):
         return False
-    blank = library.blank_slots()
-    if not blank:
-        raise Unusable("hsm.token_missing", f"{module} has neither a token labelled {label!r} nor a blank one")
-    slot_id: int = blank[0].slot_id
-    library.module.init_token(slot_id, so_pin.reveal(), label)
-    library.reinitialize()  # SoftHSM renumbers its slots once a token is initialised
+    if not there:
+        _init_blank(library, label, so_pin)
     with open_writable(library, label, so_pin=so_pin) as session, translated("C_InitPIN"):
         session.init_pin(pin.reveal())
     return True
+
+
+def _init_blank(library: Library, label: str, so_pin: Pin) -> None:
+    blank = library.blank_slots()
+    if not blank:
+        raise Unusable("hsm.token_missing", f"{library.path} has neither a token labelled {label!r} nor a blank one")
+    slot_id: int = blank[0].slot_id
+    library.module.init_token(slot_id, so_pin.reveal(), label)
+    library.reinitialize()  # SoftHSM renumbers its slots once a token is initialised
 
 
 def create_keys(
