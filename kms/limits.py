@@ -53,6 +53,7 @@ HSM_START_DEADLINE_S = 30.0  # seconds from its start until a worker listens; C_
 HSM_FRAME_OPERATIONS_MAX = 256  # operations a frame; about 20–60 ms of SoftHSM work
 HSM_FRAME_OPERATIONS_MIN = 8  # operations; smaller shares cost more in frames than they gain in parallel
 HSM_FRAMES_IN_FLIGHT = 2  # frames a worker: one being worked on, one waiting in its socket
+HSM_CLIENTS = 2  # count; clients that send full frames to one HSM worker, unless the settings say otherwise
 HSM_QUEUE_DEADLINE_S = 10.0  # seconds that an operation waits for a healthy worker
 HSM_WATCH_S = 0.5  # seconds between looks at deadlines and health
 HSM_ATTEMPTS_MAX = 4  # count; one more than the workers that may die under a request

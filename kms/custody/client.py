@@ -150,10 +150,11 @@ class _Connection(asyncio.Protocol):
 
     def overdue(self, now: float) -> bool:
         """Whether the oldest frame has been worked on past its deadline: one operation's, and time for all that a slow
-        HSM may have to do before it, of this frame and of other web workers' frames."""
+        HSM may have to do before it: of this frame, and of one frame of each other client, whose turns come between.
+        A background client's frame waits no longer: its turn comes after limits.BACKGROUND_STARVE_S of the worker."""
         if not self._frames:
             return False
-        before = len(self._frames[0]) + limits.HSM_FRAMES_IN_FLIGHT * limits.HSM_FRAME_OPERATIONS_MAX
+        before = len(self._frames[0]) + self._client.clients * limits.HSM_FRAME_OPERATIONS_MAX
         return now - self._head_since > limits.HSM_OPERATION_DEADLINE_S + before * limits.HSM_OPERATION_SLOW_S
 
     def abort(self) -> None:
@@ -172,8 +173,10 @@ class _Connection(asyncio.Protocol):
 class HsmClient:
     """kms.custody.port.Custody over the workers' Unix sockets."""
 
-    def __init__(self, sockets: Sequence[Path], *, background: bool = False) -> None:
-        """``background``: workers serve this client when nobody else waits; others wait for a whole frame of it."""
+    def __init__(self, sockets: Sequence[Path], *, background: bool = False, clients: int = limits.HSM_CLIENTS) -> None:
+        """``background``: workers serve this client when nobody else waits; others wait for a whole frame of it.
+        ``clients``: how many others send full frames to the same workers."""
+        self.clients = clients
         self._sockets = tuple(sockets)
         self._background = background
         self._greeting: Ping | Background = Background() if background else Ping()
