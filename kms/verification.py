@@ -60,13 +60,15 @@ _RESTORE = "restore it from a backup, or have the VM's key made anew"
 _REWRITE = "restore the record from a backup, or have an officer write it anew"
 
 
-async def verify(store: Store, records: Records, custody: Custody, progress: Progress = lambda _: None) -> Report:
-    """Everything there is. Raises KeypeerError when store or HSM can't be read at all."""
+async def verify(
+    store: Store, records: Records, custody: Custody, now: int, progress: Progress = lambda _: None
+) -> Report:
+    """Everything there is at ``now`` (Unix seconds). Raises KeypeerError when store or HSM can't be read at all."""
     report = Report()
     session = await _session(custody)
     for prefix in (VM_PREFIX, OLD_PREFIX):
         async for page in _pages(store, prefix):
-            await _vms(report, custody, store, session, page)
+            await _vms(report, custody, store, session, page, now)
             progress(report)
     async for page in _pages(store, BY_PREFIX):
         await _hints(report, store, page)
@@ -101,7 +103,9 @@ async def _pages(store: Store, prefix: bytes) -> AsyncIterator[list[Item]]:
 # ── VM keys ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _vms(report: Report, custody: Custody, store: Store, session: SessionRecord, page: Sequence[Item]) -> None:
+async def _vms(
+    report: Report, custody: Custody, store: Store, session: SessionRecord, page: Sequence[Item], now: int
+) -> None:
     report.count("VM keys", len(page))
     decoded: list[tuple[Item, KeyRecord]] = []
     marks: dict[bytes, bytes] = {}
@@ -122,7 +126,7 @@ async def _vms(report: Report, custody: Custody, store: Store, session: SessionR
     for (item, _), result in zip(decoded, results, strict=True):
         if isinstance(result, OperationError):
             report.add(item.key, f"{result.code}: {result.detail}", _RESTORE)
-    await _missing(report, store, marks)
+    await _missing(report, store, marks, now)
 
 
 def _in_its_place(item: Item, record: KeyRecord) -> None:
@@ -130,13 +134,14 @@ def _in_its_place(item: Item, record: KeyRecord) -> None:
         raise tampered(item.key)
 
 
-async def _missing(report: Report, store: Store, marks: dict[bytes, bytes]) -> None:
-    keys = list(marks)
+async def _missing(report: Report, store: Store, marks: dict[bytes, bytes], now: int) -> None:
+    """What fell due may have been put off, to a time that only the ``due`` record tells: a lease is waited for."""
+    keys = [key for key in marks if not (key.startswith(DUE_PREFIX) and Due.read(key).time <= now)]
     for key, found in zip(keys, await store.get_many(keys), strict=True):
         if found is not None:
             continue
-        now = await store.get(marks[key])  # it may have changed since the page was read
-        if now is not None and key in _marks_of(now):
+        again = await store.get(marks[key])  # it may have changed since the page was read
+        if again is not None and key in _marks_of(again):
             report.add(key, f"{marks[key].decode()} needs this index record, and it isn't there", _REWRITE)
 
 

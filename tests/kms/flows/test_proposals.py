@@ -223,11 +223,11 @@ async def test_open_proposals_are_bounded_and_old_ones_make_room(ctx: Context, m
 
 async def test_store_verify_knows_what_proposals_keep(ctx: Context) -> None:
     view = await propose(ctx, "ada")
-    report = await verify(ctx.store, ctx.records, ctx.custody)
+    report = await verify(ctx.store, ctx.records, ctx.custody, ctx.now())
     assert report.looked_at["records"] >= 6, "officers, rules, proposal and its index"
     assert [wrong.where for wrong in report.wrong if "proposal" in wrong.where or "approval" in wrong.where] == []
     await ctx.store.commit(Commit(puts=[(PROPOSALS.key(view.id), b"changed")]))
-    changed = await verify(ctx.store, ctx.records, ctx.custody)
+    changed = await verify(ctx.store, ctx.records, ctx.custody, ctx.now())
     assert f"proposal/{view.id}" in [wrong.where for wrong in changed.wrong]
 
 
