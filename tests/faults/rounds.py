@@ -39,7 +39,7 @@ _LIMITS = "[limits]\nattestations = { rate = 10000, burst = 100000 }\n\n[attesta
 
 @dataclass
 class Summary:
-    """What happened. The last four must be zero; ``longest_outage_s`` is from a kill to the next good answer."""
+    """What happened. The counts from ``lost`` on must be zero; ``longest_outage_s`` is from a kill to the next good answer."""
 
     rounds: int = 0
     killed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
@@ -50,10 +50,12 @@ class Summary:
     half_done: int = 0
     wrong: int = 0
     unlogged: int = 0
+    spoiled: int = 0  # records that `store verify` found fault with
+    findings: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
-        return not (self.lost or self.half_done or self.wrong or self.unlogged)
+        return not (self.lost or self.half_done or self.wrong or self.unlogged or self.spoiled)
 
 
 class Load:
@@ -293,7 +295,8 @@ def run(folder: Path, rounds: int, seed: int, tell: Callable[[Summary], None] = 
         service.wait_ready(ANSWER_S)
         judge.look()
         found = json.loads(service.keypeer("store", "verify", "--json", check=False).stdout)
-        summary.wrong += found["failures"]
+        summary.spoiled += found["failures"]
+        summary.findings = [f"{each['where']}: {each['found']}" for each in found["wrong"]]
         assert service.keypeer("audit", "verify", check=False).returncode == 0
     return summary
 
@@ -305,7 +308,8 @@ def words(summary: Summary) -> str:
     lines += [(f"acknowledged: {what}", f"{count:,}") for what, count in sorted(summary.acknowledged.items())]
     lines += [("answers that were none", f"{summary.unknown:,}")]
     lines += [("longest outage", f"{summary.longest_outage_s:.1f} s")]
-    lines += [(name, str(getattr(summary, name))) for name in ("lost", "half_done", "wrong", "unlogged")]
+    lines += [(name, str(getattr(summary, name))) for name in ("lost", "half_done", "wrong", "unlogged", "spoiled")]
+    lines += [("finding", each) for each in summary.findings]
     return "\n".join(f"{name.replace('_', ' '):<34}{value:>12}" for name, value in lines)
 
 
