@@ -39,7 +39,7 @@ _LIMITS = "[limits]\nattestations = { rate = 10000, burst = 100000 }\n\n[attesta
 
 @dataclass
 class Summary:
-    """What happened. The counts from ``lost`` on must be zero; ``longest_outage_s`` is from a kill to the next good answer."""
+    """What happened. Counts from ``lost`` on must be zero; ``longest_outage_s`` is from a kill to the next answer."""
 
     rounds: int = 0
     killed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
