@@ -61,6 +61,13 @@ vendor_cas = "vendor-cas"  # certificates of the EK issuers that you trust
 @click.option("--env", "environment", multiple=True, help="NAME=VALUE for the module, such as SOFTHSM2_CONF.")
 @click.option("--listen", default="127.0.0.1:8443", show_default=True, help="Address and port.")
 @click.option("--name", "names", multiple=True, help="A DNS name or address for the server certificate.")
+@click.option(
+    "--server-ca",
+    type=click.Choice(["moved", "newest"]),
+    default="moved",
+    show_default=True,
+    help="After a rotation of the CA key: by the newest once everybody has moved to it, or at once.",
+)
 @json_option
 @in_words
 def init(
@@ -72,6 +79,7 @@ def init(
     environment: tuple[str, ...],
     listen: str,
     names: tuple[str, ...],
+    server_ca: str,
     as_json: bool,
 ) -> None:
     """Set the service up: settings, HSM keys, certificates of the service and of its first staff."""
@@ -87,7 +95,7 @@ def init(
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     asked = read_pin("prompt") if settled.settings.hsm.pin == "prompt" else None
     _provision(settled, so_pin, asked, done)
-    asyncio.run(_issue(settled, asked, done))
+    asyncio.run(_issue(settled, asked, done, newest_server=server_ca == "newest"))
     if as_json:
         click.echo(json.dumps({"home": str(settled.folder.absolute()), "done": done.steps}))
     elif not done.steps:
@@ -158,7 +166,7 @@ def _environment(worker: dict[str, object]) -> dict[str, str]:
     return {str(key): str(value) for key, value in environment.items()} if isinstance(environment, dict) else {}
 
 
-async def _issue(home: Home, asked: Pin | None, done: Done) -> None:
+async def _issue(home: Home, asked: Pin | None, done: Done, *, newest_server: bool) -> None:
     from kms.app import open_store
     from kms.cli.issuer import Issuer
     from kms.custody.client import HsmClient
@@ -168,6 +176,6 @@ async def _issue(home: Home, asked: Pin | None, done: Done) -> None:
         await custody.start()
         try:
             async with open_store(home) as store:
-                await Issuer(home, custody, store, done).run()
+                await Issuer(home, custody, store, done, newest_server=newest_server).run()
         finally:
             await custody.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import ssl
 import time
 from pathlib import Path
 
@@ -14,78 +13,117 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from kms import limits, pki
 from kms.audit.record import AuditRecord, encode_record
+from kms.authorities import Authorities, authorities
+from kms.certificates import certificate_holders
+from kms.cli.common import say
 from kms.cli.files import write_private
 from kms.cli.steps import Done
 from kms.custody.port import Custody
-from kms.domain import Principal, Role
+from kms.domain import IssuedCertificate, Principal, Role, SigningVersion
 from kms.errors import KeypeerError
-from kms.records import PRINCIPALS, Records
+from kms.records import CERTIFICATES, PRINCIPALS, Records
 from kms.settings import Home
+from kms.signing_keys import SigningKey, first_keys, load_signing_key
 from kms.store.port import Check, Commit, Committed, Store
+from kms.tls import first_ca, server_certificate
 
-RENEW_BEFORE_S = 30 * 86400  # seconds left below which a certificate is issued anew
 STAFF: tuple[Role, ...] = ("officer", "operator", "auditor")
 
 
 class Issuer:
     """Issues what is missing or about to expire; everything else stays."""
 
-    def __init__(self, home: Home, custody: Custody, store: Store, done: Done) -> None:
+    def __init__(self, home: Home, custody: Custody, store: Store, done: Done, *, newest_server: bool) -> None:
         self._home = home
         self._custody = custody
         self._store = store
         self._records = Records(store, custody)
         self._done = done
+        self._newest_server = newest_server
         self._now = int(time.time())
 
     async def run(self) -> None:
         """All certificates, the CA's first."""
-        public_key = (await self._custody.describe()).public_keys["ca"]
-        ca = await self._ca(public_key)
-        await self._server(ca)
+        known = await self._authorities()
+        await self._server(known)
         for role in STAFF:
-            await self._staff(ca, role)
+            await self._staff(known, role)
 
-    async def _ca(self, public_key: bytes) -> bytes:
+    async def _authorities(self) -> Authorities:
+        """The CA's versions; the file has the certificates in force."""
         path = self._home.tls / "ca.pem"
-        if path.exists():
-            ca = ssl.PEM_cert_to_DER_cert(path.read_text("ascii"))
-            _check_ca(path, ca, public_key)
-            return ca
-        tbs = pki.ca_tbs(public_key, serial=os.urandom(pki.SERIAL_BYTES), now=self._now)
-        ca = await self._sign(tbs)
+        key = await load_signing_key(self._records, first_keys(await self._custody.describe()), "ca")
+        known = authorities(key, await self._first_ca(path, key))
+        if path.read_text("ascii") != known.bundle:
+            write_private(path, known.bundle.encode())
+            self._done.add(f"put the CA's {len(known.good)} certificates in force into {path}")
+        return known
+
+    async def _first_ca(self, path: Path, key: SigningKey) -> bytes:
+        """What stands for version 1 while the record has no certificate of it."""
+        if _is_there(path):
+            return first_ca(self._home)
+        oldest = key.versions[0]
+        ca = oldest.certificate
+        if not ca:
+            tbs = pki.ca_tbs(oldest.public_key, serial=os.urandom(pki.SERIAL_BYTES), now=self._now)
+            ca = await self._sign(tbs, oldest)
         write_private(path, pki.to_pem(ca).encode())
         self._done.add(f"issued the CA certificate {path}")
         return ca
 
-    async def _server(self, ca: bytes) -> None:
+    async def _server(self, known: Authorities) -> None:
         path = self._home.tls / "server.pem"
-        if not _expires_soon(path, self._now):
+        ca = await self._server_ca(known, path)
+        if not _expires_soon(path, self._now) and known.issuer(server_certificate(self._home)) == ca:
             return
         spki, key = _new_key()
         names = self._home.settings.service.names
-        tbs = pki.server_tbs(spki, ca, hosts=names, serial=os.urandom(pki.SERIAL_BYTES), now=self._now)
+        tbs = pki.server_tbs(spki, ca.certificate, hosts=names, serial=os.urandom(pki.SERIAL_BYTES), now=self._now)
         write_private(self._home.tls / "server.key", key)
-        write_private(path, pki.to_pem(await self._sign(tbs)).encode())
-        self._done.add(f"issued the server certificate for {', '.join(names)}")
+        write_private(path, pki.to_pem(await self._sign(tbs, ca)).encode())
+        self._done.add(f"issued the server certificate for {', '.join(names)} by version {ca.version} of the CA key")
 
-    async def _staff(self, ca: bytes, role: Role) -> None:
+    async def _server_ca(self, known: Authorities, path: Path) -> SigningVersion:
+        """Which version the service's certificate should be by: the newest once everybody knows it, which they do when
+        they have a certificate by it; the one that it is by until then."""
+        newest = known.key.newest
+        present = known.issuer(server_certificate(self._home)) if _is_there(path) else newest
+        if self._newest_server or present is None or present.retired_at or present == newest:
+            return newest
+        for version in known.key.good:
+            if version == newest:
+                continue
+            waiting = await certificate_holders(self._store, self._records, version.version, self._now)
+            if waiting:
+                named = ", ".join(waiting[: limits.KEY_USERS_SHOWN])
+                say(
+                    f"init: the server certificate stays by version {present.version} of the CA key: {named} have none"
+                    " by the newest (--server-ca newest doesn't wait for them)"
+                )
+                return present
+        return newest
+
+    async def _staff(self, authorities: Authorities, role: Role) -> None:
         place = self._home.identities / role
         known = await self._records.load(PRINCIPALS, f"{role}/{role}")
-        if known is not None and not self._to_renew(place / "cert.pem", known.value):
+        if known is not None and not self._to_renew(place / "cert.pem", known.value, authorities):
             return
+        ca = authorities.issuing(self._now)
         spki, key = _new_key()
         certificate = await self._sign(
             pki.client_tbs(
                 spki,
-                ca,
+                ca.certificate,
                 role=role,
                 name=role,
                 serial=os.urandom(pki.SERIAL_BYTES),
                 now=self._now,
                 life=limits.STAFF_CERTIFICATE_LIFE_S,
-            )
+            ),
+            ca,
         )
+        issued = IssuedCertificate(certificate, ca.version, self._now + limits.STAFF_CERTIFICATE_LIFE_S)
         principal = Principal(role, role, hashlib.sha256(certificate).digest(), self._now)
         entry = AuditRecord(
             time=time.time(),
@@ -96,10 +134,12 @@ class Issuer:
             facts={"principal": f"{role}/{role}", "certificate_sha256": principal.certificate_sha256.hex()},
         )
         check = known.check if known else Check(PRINCIPALS.key(f"{role}/{role}"), 0)
-        puts = await self._records.seal([PRINCIPALS.put(f"{role}/{role}", principal)])
+        puts = await self._records.seal(
+            [PRINCIPALS.put(f"{role}/{role}", principal), CERTIFICATES.put(f"{role}/{role}", issued)]
+        )
         # The files take their names once the store knows the certificate. After a crash in between, the drafts are
         # there and the store's certificate isn't in cert.pem, so that the next run issues another one.
-        drafts = self._write_identity(place, certificate, key, ca)
+        drafts = self._write_identity(place, certificate, key, authorities.bundle)
         outcome = await self._store.commit(Commit(checks=[check], puts=puts, entries=[encode_record(entry)]))
         if not isinstance(outcome, Committed):
             raise KeypeerError("store.conflict", f"someone else issued a certificate for {role} at the same time")
@@ -107,41 +147,35 @@ class Issuer:
             draft.replace(draft.with_suffix(""))
         self._done.add(f"issued the first {role} certificate in {place}")
 
-    def _to_renew(self, path: Path, known: Principal) -> bool:
-        """Whether the certificate at ``path`` is no longer the one that is good, or soon won't be. One that was taken
-        to its owner's machine is left alone: issuing another would end it."""
+    def _to_renew(self, path: Path, known: Principal, authorities: Authorities) -> bool:
+        """Whether the certificate at ``path`` is no longer the one that is good, or soon won't be, or is by an old
+        version of the CA key. One that was taken to its owner's machine is left alone: issuing another would end it."""
         if not path.exists():
             return path.with_name(f"{path.name}.new").exists()
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
         is_good = certificate.fingerprint(hashes.SHA256()) == known.certificate_sha256
-        return not is_good or _expires_soon(path, self._now)
+        der = certificate.public_bytes(serialization.Encoding.DER)
+        return not is_good or authorities.is_behind(der, self._now)
 
-    def _write_identity(self, place: Path, certificate: bytes, key: bytes, ca: bytes) -> list[Path]:
+    def _write_identity(self, place: Path, certificate: bytes, key: bytes, bundle: str) -> list[Path]:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         _, port = self._home.address
         files = {
             "key.pem": key,
             "cert.pem": pki.to_pem(certificate).encode(),
-            "ca.pem": pki.to_pem(ca).encode(),
+            "ca.pem": bundle.encode(),
             "server": f"https://{self._home.settings.service.names[0]}:{port}\n".encode(),
         }
         for name, data in files.items():
             write_private(place / f"{name}.new", data)
         return [place / f"{name}.new" for name in files]
 
-    async def _sign(self, tbs: bytes) -> bytes:
-        return pki.assemble(tbs, await self._custody.sign("ca", tbs))
+    async def _sign(self, tbs: bytes, ca: SigningVersion) -> bytes:
+        return pki.assemble(tbs, await self._custody.sign("ca", tbs, ca.version))
 
 
-def _check_ca(path: Path, ca: bytes, public_key: bytes) -> None:
-    known = x509.load_der_x509_certificate(ca).public_key()
-    spki = known.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    if spki != public_key:
-        raise KeypeerError(
-            "settings.ca",
-            f"{path} isn't the certificate of this token's CA key",
-            hint="the settings name another token than before, or the folder is another service's",
-        )
+def _is_there(path: Path) -> bool:
+    return path.exists()
 
 
 def _new_key() -> tuple[bytes, bytes]:
@@ -155,4 +189,7 @@ def _new_key() -> tuple[bytes, bytes]:
 def _expires_soon(path: Path, now: int) -> bool:
     if not path.exists():
         return True
-    return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp() - now < RENEW_BEFORE_S
+    return (
+        x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp() - now
+        < limits.CERTIFICATE_RENEW_S
+    )

@@ -17,7 +17,20 @@ from keypeer.wire.messages import Readiness
 from kms import limits
 from kms.errors import BadRequest, KeypeerError, Throttled
 from kms.flows.context import Context
-from kms.web import attestations, audit, enrolments, health, hosts, log, policies, quotas, rotations, signing_keys, vms
+from kms.web import (
+    attestations,
+    audit,
+    certificates,
+    enrolments,
+    health,
+    hosts,
+    log,
+    policies,
+    quotas,
+    rotations,
+    signing_keys,
+    vms,
+)
 from kms.web.identity import identify, known_identity
 from kms.web.limiter import Limiter
 from kms.web.metrics import Metrics
@@ -34,6 +47,7 @@ ROUTES: tuple[Route, ...] = (
     *quotas.ROUTES,
     *rotations.ROUTES,
     *signing_keys.ROUTES,
+    *certificates.ROUTES,
     *audit.ROUTES,
     *log.ROUTES,
     *health.ROUTES,

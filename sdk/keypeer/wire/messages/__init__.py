@@ -109,7 +109,14 @@ from keypeer.wire.messages.service import (
     LogKeys,
     Readiness,
 )
-from keypeer.wire.messages.signing import RetireVersion, SigningKeyPage, SigningKeyView, SigningVersionView
+from keypeer.wire.messages.signing import (
+    CaBundle,
+    OwnCertificate,
+    RetireVersion,
+    SigningKeyPage,
+    SigningKeyView,
+    SigningVersionView,
+)
 
 __all__ = [
     "BATCH_MAX",
@@ -129,6 +136,7 @@ __all__ = [
     "BindingEvidence",
     "BootLog",
     "BootView",
+    "CaBundle",
     "Challenge",
     "ChallengeRequest",
     "ConsistencyProof",
@@ -171,6 +179,7 @@ __all__ = [
     "LogKeys",
     "LogPositions",
     "OldVersionView",
+    "OwnCertificate",
     "OwnerKind",
     "PlatformRule",
     "PolicyDocument",
