@@ -18,6 +18,7 @@ _NOUNS = {
     "agent": "keypeer.cli.agent",
     "audit": "keypeer.cli.audit",
     "baseline": "keypeer.cli.baseline",
+    "certificate": "keypeer.cli.certificate",
     "completion": "keypeer.cli.completion",
     "geo-tag": "keypeer.cli.geo_tag",
     "host": "keypeer.cli.host",
