@@ -43,11 +43,11 @@ class Issuer:
         self._now = int(time.time())
 
     async def run(self) -> None:
-        """All certificates, the CA's first."""
+        """All certificates, the CA's first; the service's own last, for it may wait for staff."""
         known = await self._authorities()
-        await self._server(known)
         for role in STAFF:
             await self._staff(known, role)
+        await self._server(known)
 
     async def _authorities(self) -> Authorities:
         """The CA's versions; the file has the certificates in force."""
