@@ -31,7 +31,7 @@ CERTIFICATE_OVERLAP_S = (
     7 * 86400
 )  # seconds for which the one before is good too: a host that lost the answer, and power
 CA_WATCH_S = 1.0  # seconds between looks of a web worker at the CA's versions and at its own certificate
-CA_SETTLE_S = 10  # seconds until a new CA version issues: every web worker knows it then, several looks over
+CA_SETTLE_S = 5  # seconds until a new CA version issues: every web worker knows it then, several looks over
 CA_ISSUED_LATE_S = 60  # seconds more in which the version before may still have issued; as SIGNING_CLAIM_S
 
 # ── HTTP ───────────────────────────────────────────────────────────────────────────────────────────────────────
