@@ -18,6 +18,7 @@ from kms.errors import KeypeerError, Refused, Unavailable
 from kms.signing_keys import SigningKey
 
 _is_issued_by = lru_cache(limits.IDENTITY_CACHE_MAX)(pki.is_issued_by)
+_spki_of = lru_cache(1)(pki.spki_of)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def authorities(key: SigningKey, first: bytes) -> Authorities:
     oldest = key.versions[0]
     if oldest.certificate:
         return Authorities(key)
-    if pki.spki_of(first) != oldest.public_key:
+    if _spki_of(first) != oldest.public_key:
         raise Unavailable(
             "settings.ca",
             "ca.pem isn't the certificate of this token's CA key",

@@ -42,6 +42,15 @@ def server_certificate(home: Home) -> bytes:
     return _first(home.tls / "server.pem")
 
 
+def has_server_pair(home: Home) -> bool:
+    """Whether the service's certificate and its key are there and belong together."""
+    try:
+        _own_certificate(home, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    except BadRequest:
+        return False
+    return True
+
+
 class Follower:
     """Keeps a live context at the CA's versions and the service's certificate; new handshakes go by what it did last.
 

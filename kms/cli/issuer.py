@@ -25,7 +25,7 @@ from kms.records import CERTIFICATES, PRINCIPALS, Records
 from kms.settings import Home
 from kms.signing_keys import SigningKey, first_keys, load_signing_key
 from kms.store.port import Check, Commit, Committed, Store
-from kms.tls import first_ca, server_certificate
+from kms.tls import first_ca, has_server_pair, server_certificate
 
 STAFF: tuple[Role, ...] = ("officer", "operator", "auditor")
 
@@ -75,7 +75,9 @@ class Issuer:
     async def _server(self, known: Authorities) -> None:
         path = self._home.tls / "server.pem"
         ca = await self._server_ca(known, path)
-        if not _expires_soon(path, self._now) and known.issuer(server_certificate(self._home)) == ca:
+        # Key and certificate take their places one after the other: a run that was cut short between them left no pair.
+        good = not _expires_soon(path, self._now) and has_server_pair(self._home)
+        if good and known.issuer(server_certificate(self._home)) == ca:
             return
         spki, key = _new_key()
         names = self._home.settings.service.names

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from keypeer.wire import messages as wire
 from kms import limits, pki
@@ -308,6 +310,17 @@ class TestWorstDays:
             worker.kill()
         fresh.wait_ready()
         assert [caller.get("/v1/hosts/fra-1").status for caller in on_every_worker(host)] == [200] * 12
+
+    def test_an_init_that_was_cut_short_between_key_and_certificate(self, fresh: Service) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (fresh.folder / "tls" / "server.key").write_bytes(pem)
+        before = served(fresh)  # by what was read at the start
+        assert "issued the server certificate" in fresh.keypeer("init").stderr
+        for worker in fresh.workers("web"):
+            worker.kill()
+        fresh.wait_ready()
+        assert served(fresh) == before
 
 
 class TestCommands:
