@@ -48,7 +48,7 @@ ALL = dict(commands(main))
 def test_the_nouns_are_all_there() -> None:
     nouns = {path[0] for path in ALL}
     assert nouns == {
-        "agent", "audit", "baseline", "completion", "doctor", "geo-tag", "host", "init", "kek", "keys",
+        "agent", "audit", "baseline", "certificate", "completion", "doctor", "geo-tag", "host", "init", "kek", "keys",
         "operator", "policy", "runtime", "serve", "signing-key", "tenant", "vm",
     }  # fmt: skip
 
