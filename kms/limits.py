@@ -26,6 +26,13 @@ STAFF_CERTIFICATE_LIFE_S = 366 * 86400  # seconds
 SERVER_CERTIFICATE_LIFE_S = 366 * 86400  # seconds
 CERTIFICATE_BACKDATE_S = 300  # seconds; clocks of hosts and service differ
 CSR_BYTES_MAX = 16384  # bytes of PEM
+CERTIFICATE_RENEW_S = 30 * 86400  # seconds left below which a certificate is issued anew
+CERTIFICATE_OVERLAP_S = (
+    7 * 86400
+)  # seconds for which the one before is good too: a host that lost the answer, and power
+CA_WATCH_S = 1.0  # seconds between looks of a web worker at the CA's versions and at its own certificate
+CA_SETTLE_S = 5  # seconds until a new CA version issues: every web worker knows it then, several looks over
+CA_ISSUED_LATE_S = 60  # seconds more in which the version before may still have issued; as SIGNING_CLAIM_S
 
 # ── HTTP ───────────────────────────────────────────────────────────────────────────────────────────────────────
 BODY_BYTES_MAX = 2 * 1024 * 1024  # bytes; 10,000 VM entries of some 150 bytes
