@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -21,6 +22,7 @@ from kms.custody.client import HsmClient
 from kms.errors import BadRequest
 from kms.evidence.ek import VendorCas
 from kms.flows.context import AttestationProfile, Context, LogProfile
+from kms.heartbeats import Heartbeats
 from kms.records import Records, RuntimePolicies
 from kms.rollback import RollbackGuard
 from kms.settings import Home
@@ -147,13 +149,15 @@ def tls_context(home: Home) -> ssl.SSLContext:
     return context
 
 
-async def serve(home: Home, listener: socket.socket) -> None:
+async def serve(home: Home, listener: socket.socket, heartbeats: Heartbeats, name: str) -> None:
     """One web worker, until SIGTERM."""
+    beating = asyncio.create_task(heartbeats.beat(name))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with open_context(home) as ctx:
+    async with open_context(home) as opened:
+        ctx = replace(opened, silent=heartbeats.silent)
         # A host's handler runs on when its connection goes: a release that is being committed is finished, not torn.
         runner = web.AppRunner(
             application(ctx, Metrics(), Limiter(home.rates, home.settings.service.workers)),
@@ -166,3 +170,4 @@ async def serve(home: Home, listener: socket.socket) -> None:
         _log.info("serving", address=f"{home.address[0]}:{home.address[1]}", pid=os.getpid())
         await stop.wait()
         await runner.cleanup()
+    beating.cancel()

@@ -56,6 +56,7 @@ FLOORS = {
     "kms.settings": 5,
     "kms.shares": 5,
     "kms.hardening": 5,
+    "kms.heartbeats": 5,
     "kms.logs": 5,
     "kms.app": 5.5,
     "kms.background": 5.5,

@@ -88,7 +88,8 @@ class _Connection(asyncio.Protocol):
 
     @property
     def ready(self) -> bool:
-        return self.health.healthy and len(self._frames) < limits.HSM_FRAMES_IN_FLIGHT
+        free = len(self._frames) < limits.HSM_FRAMES_IN_FLIGHT
+        return self.health.healthy and free and not self.silence(time.monotonic())
 
     @property
     def frames(self) -> int:
@@ -128,6 +129,20 @@ class _Connection(asyncio.Protocol):
                 self.health = WorkerHealth(self.name, result.healthy, result.reason)
             if not job.future.done():
                 job.future.set_result(result)
+
+    def silence(self, now: float) -> float:
+        """Seconds for which the oldest frame has been worked on, once that is longer than a slow HSM takes for it."""
+        if not self._frames:
+            return 0.0
+        seconds = now - self._head_since
+        usual = limits.HSM_SILENT_S + len(self._frames[0]) * limits.HSM_OPERATION_SLOW_S
+        return seconds if seconds > usual else 0.0
+
+    def told(self) -> WorkerHealth:
+        """What is known of the worker now."""
+        if self.health.healthy and (seconds := self.silence(time.monotonic())):
+            return WorkerHealth(self.name, healthy=False, reason=f"no answer for {seconds:.0f} s")
+        return self.health
 
     def overdue(self, now: float) -> bool:
         """Whether the oldest frame has been worked on past its deadline: one operation's, and time for all that a slow
@@ -230,7 +245,7 @@ class HsmClient:
 
     async def health(self) -> tuple[WorkerHealth, ...]:
         return tuple(
-            self._connections[path].health
+            self._connections[path].told()
             if path in self._connections
             else WorkerHealth(path.name, healthy=False, reason="not running")
             for path in self._sockets

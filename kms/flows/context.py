@@ -102,6 +102,7 @@ class Context:
     unproven: UnprovenBudget = field(default_factory=UnprovenBudget)
     rider: Rider | None = None
     accepts_rollback: bool = False  # only what officers do to accept an old store
+    silent: Callable[[], Sequence[tuple[str, float]]] = tuple  # processes that stand still, and for how many seconds
 
     async def signing_key(self, name: SigningName) -> SigningKey:
         """A signing key's versions, freshly read."""

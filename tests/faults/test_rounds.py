@@ -45,7 +45,7 @@ def test_hundreds_of_deaths_under_load_break_nothing(run: Rounds) -> None:
     assert not summary.found.counts
     assert summary.rounds == ROUNDS
     assert {kind for kind, count in summary.killed.items() if count >= 3} == {"web", "hsm", "background", "supervisor"}
-    assert {act.name for act in run.acts if summary.acknowledged[act.name] >= 3} == {act.name for act in run.acts}
+    assert {act.title for act in run.acts if summary.acknowledged[act.title] >= 3} == {act.title for act in run.acts}
     assert sum(summary.unknown.values()) > 50, "too few answers were lost for the deaths to have met anything"
     assert set(summary.refused) <= EXPECTED_REFUSALS
 

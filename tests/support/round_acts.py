@@ -19,7 +19,7 @@ STALE = {"session.unknown", "session.expired", "release.refused"}  # the last: e
 class CreateOne(Act):
     """A VM key, one a request."""
 
-    name = "create one"
+    title = "create one"
     rest_s = 0.1
     batch = 1
 
@@ -28,7 +28,7 @@ class CreateOne(Act):
         self.batches: list[tuple[Outcome, tuple[str, ...]]] = []
 
     def turn(self) -> None:
-        vms = tuple(f"{self.name.replace(' ', '-')}-{len(self.batches)}-{index}" for index in range(self.batch))
+        vms = tuple(f"{self.title.replace(' ', '-')}-{len(self.batches)}-{index}" for index in range(self.batch))
         outcome, _ = self.ask(lambda: self.send(vms))
         self.batches.append((outcome, vms))
 
@@ -39,20 +39,20 @@ class CreateOne(Act):
         for outcome, vms in self.batches:
             there = [vm for vm in vms if vm in facts.current]
             if outcome == "done" and len(there) < len(vms):
-                found.lost(f"{self.name}: {sorted(set(vms) - set(there))[:3]} of an acknowledged batch")
+                found.lost(f"{self.title}: {sorted(set(vms) - set(there))[:3]} of an acknowledged batch")
             if outcome == "refused" and there:
-                found.half(f"{self.name}: {there[0]} was refused, and is there")
+                found.half(f"{self.title}: {there[0]} was refused, and is there")
             if 0 < len(there) < len(vms):
-                found.half(f"{self.name}: {len(there)} of a batch of {len(vms)}, {vms[0]}")
+                found.half(f"{self.title}: {len(there)} of a batch of {len(vms)}, {vms[0]}")
             for vm in vms:
                 if facts.created[vm] != (vm in facts.current):
-                    found.unlogged(f"{self.name}: {vm} has {facts.created[vm]} entries")
+                    found.unlogged(f"{self.title}: {vm} has {facts.created[vm]} entries")
 
 
 class CreateBatch(CreateOne):
     """Many, or none."""
 
-    name = "create batch"
+    title = "create batch"
     batch = BATCH
 
     def send(self, vms: tuple[str, ...]) -> Reply:
@@ -62,11 +62,11 @@ class CreateBatch(CreateOne):
 class ReleaseOne(Act):
     """A VM key to a host that opens it."""
 
-    name = "release one"
+    title = "release one"
     rest_s = 0.01
 
     def prepare(self) -> None:
-        self.host: Host = good_host(self.service, self.name.replace(" ", "-"))
+        self.host: Host = good_host(self.service, self.title.replace(" ", "-"))
         once(self.host.caller)
         self.vms = make_pool(self)
         self.granted: Counter[tuple[str, int, int]] = Counter()  # VM, version, generation
@@ -107,16 +107,16 @@ class ReleaseOne(Act):
         self.opened.clear()
         for (vm, version, generation), count in self.granted.items():
             if facts.released[self.host.name, vm, version, generation] < count:
-                found.unlogged(f"{self.name}: {vm} was released {count} times, entries tell of fewer")
+                found.unlogged(f"{self.title}: {vm} was released {count} times, entries tell of fewer")
             lease = facts.leases.get(vm)
             if lease is None or lease.host != self.host.name or lease.generation < generation:
-                found.lost(f"{self.name}: the lease of {vm}, generation {generation}")
+                found.lost(f"{self.title}: the lease of {vm}, generation {generation}")
 
 
 class ReleaseBatch(ReleaseOne):
     """All of a host's VMs at once, as after its reboot."""
 
-    name = "release batch"
+    title = "release batch"
     rest_s = 0.05
 
     def release(self) -> None:
@@ -136,7 +136,7 @@ class ReleaseBatch(ReleaseOne):
 class RotateVm(Act):
     """The next version of a VM's key; the one before is erased at once."""
 
-    name = "rotate VM"
+    title = "rotate VM"
     rest_s = 0.1
 
     def prepare(self) -> None:
@@ -156,19 +156,19 @@ class RotateVm(Act):
     def check(self, facts: Facts, found: Found) -> None:
         for vm, least in self.acknowledged.items():
             if vm not in facts.current or (version := facts.current[vm].record.key_version) < least:
-                found.lost(f"{self.name}: {vm} isn't at version {least}")
+                found.lost(f"{self.title}: {vm} isn't at version {least}")
                 continue
             told = [facts.rotated[vm, each] for each in range(2, version + 2)]
             if told != [1] * (version - 1) + [0]:
-                found.unlogged(f"{self.name}: {vm} is at version {version}, entries: {told}")
+                found.unlogged(f"{self.title}: {vm} is at version {version}, entries: {told}")
             if left := [each for name, each in facts.olds if name == vm]:
-                found.half(f"{self.name}: versions {left} of {vm} were to be erased")
+                found.half(f"{self.title}: versions {left} of {vm} were to be erased")
 
 
 class DestroyVm(Act):
     """A VM key made, and its destruction set for the next second; some are cancelled."""
 
-    name = "destroy VM"
+    title = "destroy VM"
     rest_s = 0.1
 
     def prepare(self) -> None:
@@ -198,19 +198,19 @@ class DestroyVm(Act):
         for vm, destroyed in self.destroyed.items():
             there, gone = vm in facts.current, vm in facts.gone
             if there == gone:
-                found.half(f"{self.name}: {vm} is {'there, and gone' if there else 'nowhere'}")
+                found.half(f"{self.title}: {vm} is {'there, and gone' if there else 'nowhere'}")
             if destroyed is True and there:
-                found.lost(f"{self.name}: the destruction of {vm}")
+                found.lost(f"{self.title}: the destruction of {vm}")
             if destroyed is False and gone:
-                found.lost(f"{self.name}: {vm}, whose destruction was refused or cancelled")
+                found.lost(f"{self.title}: {vm}, whose destruction was refused or cancelled")
             if facts.acts["vm.erase", vm] != gone:
-                found.unlogged(f"{self.name}: {vm} has {facts.acts['vm.erase', vm]} entries of its erasure")
+                found.unlogged(f"{self.title}: {vm} has {facts.acts['vm.erase', vm]} entries of its erasure")
 
 
 class RotateHsmKey(Act):
     """The KEK and the record MAC, by turns, and the end of their old versions."""
 
-    name = "rotate HSM key"
+    title = "rotate HSM key"
     rest_s = 0.5
 
     def prepare(self) -> None:
@@ -237,13 +237,13 @@ class RotateHsmKey(Act):
 
     def check(self, facts: Facts, found: Found) -> None:
         if facts.rotating:
-            found.half(f"{self.name}: {facts.rotating}")
+            found.half(f"{self.title}: {facts.rotating}")
         for key, version in self.newest.items():
             if version > 1 and version not in facts.hsm_versions[key]:
-                found.lost(f"{self.name}: version {version} of {key}")
+                found.lost(f"{self.title}: version {version} of {key}")
         for key, version in self.destroyed:
             if version in facts.hsm_versions[key]:
-                found.lost(f"{self.name}: the destruction of version {version} of {key}")
+                found.lost(f"{self.title}: the destruction of version {version} of {key}")
 
 
 ACTS: tuple[type[Act], ...] = (
@@ -259,7 +259,7 @@ ACTS: tuple[type[Act], ...] = (
 
 def make_pool(act: Act) -> list[str]:
     """VM keys of the act's own."""
-    vms = [f"{act.name.replace(' ', '-').lower()}-pool-{number}" for number in range(POOL)]
+    vms = [f"{act.title.replace(' ', '-').lower()}-pool-{number}" for number in range(POOL)]
     reply = act.service.caller("operator").post("/v1/vm-batches", {"vms": [{"vm": vm, "policy": "eu"} for vm in vms]})
     assert reply.status == 201, reply
     return vms

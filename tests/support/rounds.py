@@ -104,14 +104,13 @@ class Act(threading.Thread):
     """One kind of request, sent over and over with keys and hosts of its own. ``turn`` sends one and notes how it ended
     by ``ask``; ``check`` holds what was noted against what is there, while nothing runs."""
 
-    name: ClassVar[str]
+    title: ClassVar[str]
     rest_s: ClassVar[float] = 0.02  # seconds at most between turns, which leaves time for what died to start again
 
     def __init__(self, service: Service, seed: int, summary: Summary) -> None:
-        super().__init__(name=self.name, daemon=True)
-        self.act = self.name
+        super().__init__(name=self.title, daemon=True)
         self.service, self.summary = service, summary
-        self.chance = random.Random(f"{seed}/{self.act}")  # noqa: S311  # the same course each time
+        self.chance = random.Random(f"{seed}/{self.title}")  # noqa: S311  # the same course each time
         self.going, self.resting, self.stopping = threading.Event(), threading.Event(), threading.Event()
         self.prepare()
 
@@ -137,7 +136,7 @@ class Act(threading.Thread):
             try:
                 self.turn()
             except Exception as error:
-                self.summary.found.bug(f"{self.act}: {error!r}")
+                self.summary.found.bug(f"{self.title}: {error!r}")
             time.sleep(self.chance.uniform(0, self.rest_s))
 
     def caller(self, role: str) -> Caller:
@@ -150,16 +149,16 @@ class Act(threading.Thread):
         try:
             reply = send()
         except (OSError, http.client.HTTPException):
-            self.summary.unknown[self.act] += 1
+            self.summary.unknown[self.title] += 1
             return "unknown", None
         if reply.status < 300:
-            self.summary.acknowledged[self.act] += 1
+            self.summary.acknowledged[self.title] += 1
             return "done", reply
         self.summary.refused[reply.code] += 1
         if reply.code == "store.unknown":
             return "unknown", reply
         if reply.status == 500 or (reply.status == 503 and "Retry-After" not in reply.headers):
-            self.summary.found.bug(f"{self.act}: {reply}")
+            self.summary.found.bug(f"{self.title}: {reply}")
             return "unknown", reply
         return "refused", reply
 

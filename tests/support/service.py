@@ -65,6 +65,7 @@ class Caller:
             self.context.load_cert_chain(certificate, key)
         self.certificate = ssl.PEM_cert_to_DER_cert(certificate.read_text()) if certificate is not None else b""
         self.attempts = 2
+        self.timeout = 30.0  # seconds
         self._port = port
         self._connection: http.client.HTTPSConnection | None = None
 
@@ -74,7 +75,7 @@ class Caller:
         for attempt in range(1, self.attempts + 1):
             if self._connection is None:
                 self._connection = http.client.HTTPSConnection(
-                    "localhost", self._port, timeout=30, context=self.context
+                    "localhost", self._port, timeout=self.timeout, context=self.context
                 )
             try:
                 self._connection.request(method, path, body, headers)
