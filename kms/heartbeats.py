@@ -51,10 +51,11 @@ class Heartbeats:
         return [(name, silence) for name, silence in seconds if silence > limits.BEAT_MISSED_S]
 
     def silence(self, name: str) -> float:
-        """Seconds since its last sign of life; of one that starts, what it takes beyond the time it has for that."""
+        """Seconds since its last sign of life; one that starts has more time until its first."""
         (value,) = _SLOT.unpack_from(self._slots, self._at(name))
         if value < 0:
-            return max(0.0, time.monotonic() + float(value) - limits.WORKER_START_DEADLINE_S)
+            more = limits.WORKER_START_DEADLINE_S - limits.WORKER_SILENT_MAX_S
+            return max(0.0, time.monotonic() + float(value) - more)
         return time.monotonic() - float(value)
 
     def _set(self, name: str, value: float) -> None:

@@ -69,7 +69,7 @@ WORKER_STEADY_S = 30.0  # seconds of life after which a worker's restart delay s
 BEAT_S = 0.5  # seconds between signs of life of the service's own processes
 BEAT_MISSED_S = 1.5  # seconds without one after which /readyz tells
 WORKER_SILENT_MAX_S = 10.0  # seconds without one after which a process is replaced; a loop is held some 0.3 s at most
-WORKER_START_DEADLINE_S = 60.0  # seconds that a process has until its first one; starting takes 1 to 2
+WORKER_START_DEADLINE_S = 20.0  # seconds that a process has for its imports until its first one; they take one
 HSM_SILENT_S = 2.0  # seconds without an answer, beyond what the frame may take, until a worker gets no more operations
 
 # ── clock ──────────────────────────────────────────────────────────────────────────────────────────────────────

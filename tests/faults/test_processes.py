@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -115,6 +116,7 @@ def test_a_hung_hsm_worker_is_replaced(service: Service) -> None:
 
 @pytest.mark.parametrize("kind", ["web", "background"])
 def test_a_process_that_stands_still_is_told_and_replaced(service: Service, kind: str) -> None:
+    wait_until(lambda: len(re.findall('"event": "(serving|working)"', service.log.read_text())) == 5)  # everyone
     before = service.workers(kind)
     before[0].suspend()
     told = until_told(service, f"process.{'web-' if kind == 'web' else kind}")
@@ -167,13 +169,14 @@ def readyz(service: Service) -> Reply | None:
 
 def until_told(service: Service, check: str, words: str = "") -> Reply:
     """The first answer of /readyz with a check of that id (or that begins so) that isn't good, or has these words."""
-    deadline = time.monotonic() + 10
+    deadline, replies = time.monotonic() + 10, []
     while time.monotonic() < deadline:
         reply = readyz(service)
+        replies.append(reply)
         found = [each for each in reply.body["checks"] if each["id"].startswith(check)] if reply is not None else []
         if reply is not None and any(words in each["found"] if words else not each["ok"] for each in found):
             return reply
-    raise AssertionError(f"/readyz told nothing of {check} {words}")
+    raise AssertionError(f"/readyz told nothing of {check} {words}: {replies}")
 
 
 def test_workers_that_recycle_themselves_are_not_noticed(tmp_path: Path) -> None:

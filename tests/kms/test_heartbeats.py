@@ -39,7 +39,7 @@ def test_who_does_not_start_in_time_is_silent(monkeypatch: pytest.MonkeyPatch) -
     for name in NAMES:
         beats.starting(name)
     assert [beats.silence(name) for name in NAMES] == [0.0] * 3
-    monkeypatch.setattr(limits, "WORKER_START_DEADLINE_S", -limits.BEAT_MISSED_S)
+    monkeypatch.setattr(limits, "WORKER_START_DEADLINE_S", limits.WORKER_SILENT_MAX_S - limits.BEAT_MISSED_S)
     assert seen(beats) == list(NAMES)
 
 
