@@ -6,6 +6,8 @@ and the larger size counts. So a head never goes back by accident; ``force`` end
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import pkcs11
@@ -16,6 +18,7 @@ from hsm_adapter.errors import BadRequest
 from hsm_adapter.translate import translated
 
 LABEL: Final = "keypeer/anchor"
+_SEARCHES_MAX: Final = 4
 _SIZE_BYTES: Final = 8
 _ROOT_BYTES: Final = 32
 _NEVER: Final = p.Anchor(0, bytes(_ROOT_BYTES))
@@ -23,14 +26,14 @@ _NEVER: Final = p.Anchor(0, bytes(_ROOT_BYTES))
 
 def read_anchor(session: pkcs11.Session) -> p.Anchor:
     """The largest head that the token has."""
-    return max((_decode(found) for found in _objects(session)), key=lambda anchor: anchor.size, default=_NEVER)
+    return _largest(_heads(session))
 
 
 def write_anchor(session: pkcs11.Session, wanted: p.Anchor, *, force: bool) -> p.Anchor:
     """Has the token remember ``wanted``; ``session`` may write. Raises BadRequest for one that is smaller than what it
     remembers, or of the same size and another root."""
-    old = _objects(session)
-    known = max((_decode(found) for found in old), key=lambda anchor: anchor.size, default=_NEVER)
+    old = _heads(session)
+    known = _largest(old)
     if known == wanted and len(old) == 1:
         return wanted
     if not force and (wanted.size < known.size or (wanted.size == known.size and known not in (wanted, _NEVER))):
@@ -46,19 +49,32 @@ def write_anchor(session: pkcs11.Session, wanted: p.Anchor, *, force: bool) -> p
             }
         )
     with translated("C_DestroyObject"):
-        for found in old:
+        for found, _ in old:
             found.destroy()
     return wanted
 
 
-def _objects(session: pkcs11.Session) -> list[pkcs11.Object]:
+def _heads(session: pkcs11.Session) -> list[tuple[pkcs11.Object, p.Anchor]]:
+    """Searched again when there is none, or one that another worker destroyed: then its newer one is there."""
     search = {Attribute.CLASS: ObjectClass.DATA, Attribute.LABEL: LABEL, Attribute.TOKEN: True}
     with translated("C_FindObjects"):
-        return list(session.get_objects(search))
+        for _ in range(_SEARCHES_MAX - 1):
+            with suppress(pkcs11.ObjectHandleInvalid):
+                if heads := [(found, _decode(found)) for found in session.get_objects(search)]:
+                    return heads
+        return [(found, _decode(found)) for found in session.get_objects(search)]
+
+
+def _largest(heads: Sequence[tuple[pkcs11.Object, p.Anchor]]) -> p.Anchor:
+    return max((anchor for _, anchor in heads), key=lambda anchor: anchor.size, default=_NEVER)
 
 
 def _decode(found: pkcs11.Object) -> p.Anchor:
-    value = bytes(found[Attribute.VALUE])
+    """What a killed writer left without its value counts for nothing."""
+    try:
+        value = bytes(found[Attribute.VALUE])
+    except pkcs11.AttributeTypeInvalid:
+        return _NEVER
     if len(value) != _SIZE_BYTES + _ROOT_BYTES:
         return _NEVER
     return p.Anchor(int.from_bytes(value[:_SIZE_BYTES], "big"), value[_SIZE_BYTES:])

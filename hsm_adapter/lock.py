@@ -19,9 +19,9 @@ _LOOK_S: Final = 0.005  # seconds between attempts
 
 
 @contextmanager
-def token_lock(path: Path | None) -> Iterator[None]:
+def token_lock(path: Path | None, patience: float = limits.TOKEN_LOCK_S) -> Iterator[None]:
     """Holds the lock on the file ``path``, made if need be; None takes none. Raises HsmError(hsm.token_busy),
-    retryable, when another process keeps it for TOKEN_LOCK_S."""
+    retryable, when another process keeps it for ``patience`` seconds."""
     if path is None:
         yield
         return
@@ -30,14 +30,13 @@ def token_lock(path: Path | None) -> Iterator[None]:
     except OSError as error:
         raise HsmError("hsm.lock", f"{path}: {error.strerror}") from error
     try:
-        _take(descriptor, path)
+        _take(descriptor, path, time.monotonic() + patience)
         yield
     finally:
         os.close(descriptor)
 
 
-def _take(descriptor: int, path: Path) -> None:
-    deadline = time.monotonic() + limits.TOKEN_LOCK_S
+def _take(descriptor: int, path: Path, deadline: float) -> None:
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

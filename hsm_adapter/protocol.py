@@ -145,15 +145,19 @@ class ImportKey(Struct, frozen=True, array_like=True, tag=True):
 
 
 class MakeVersion(Struct, frozen=True, array_like=True, tag=True):
-    """Make version ``version`` of a long-lived key in the token, unless it is there → :class:`MadeVersion`."""
+    """Make version ``version`` of a long-lived key in the token, unless it is there → :class:`MadeVersion`. Refused
+    unless it comes after the newest, by limits.KEY_VERSION_STEP_MAX at most: no number ever means another key. Workers
+    that don't know it yet find it when they first see a record under it; they wrap with it from their next Describe or
+    self-test on."""
 
     key: VersionedKey
     version: Version
 
 
 class DestroyVersion(Struct, frozen=True, array_like=True, tag=True):
-    """Destroy a version of a long-lived key in the token, if it is there and isn't the only one → :class:`Destroyed`.
-    The caller has checked that nothing needs it."""
+    """Destroy a version of a long-lived key in the token, if it is there → :class:`Destroyed`. Refused for the newest.
+    The caller has checked that nothing needs it, and has asked every worker to Describe since a newer one was made: one
+    that wasn't asked goes on wrapping with its copy for limits.SELF_TEST_INTERVAL_S."""
 
     key: VersionedKey
     version: Version

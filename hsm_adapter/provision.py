@@ -1,7 +1,7 @@
 """Making a token ready: initialisation, and the long-lived keys of keypeer. Both may be run again; what is there stays.
 
     python -m hsm_adapter.provision --module M --label L --pin file:P [--so-pin file:S]
-        [--recovery PEM --backups FOLDER] [--new-kek]
+        [--recovery PEM --backups FOLDER] [--lock FILE] [--new-kek]
 
 prints one JSON object: ``{"initialised": bool, "made": ["keypeer/kek/1", …]}``. A service that loads no PKCS #11
 module itself runs it so; the functions below do the same in this process, which must not fork afterwards.
@@ -28,6 +28,7 @@ from hsm_adapter import cryptoki, hardening, limits
 from hsm_adapter.backup import Backups, Signer, find_recovery, fingerprint, import_recovery
 from hsm_adapter.errors import HsmError, Unusable
 from hsm_adapter.keys import IMPORT_LABEL, SECRET_NAMES, SIGNING_LABELS, handle_of, label_of, public_spki, versions_of
+from hsm_adapter.lock import token_lock
 from hsm_adapter.longlived import create_import, create_version
 from hsm_adapter.pin import Pin, read_pin
 from hsm_adapter.token import Library, find_capabilities
@@ -35,23 +36,30 @@ from hsm_adapter.translate import translated
 
 
 def init_token(module: str, label: str, so_pin: Pin, pin: Pin) -> bool:
-    """Initialise a blank token and set both PINs; False if a token of this label is there already.
+    """Initialise a blank token and set both PINs; False if a token of this label is there already. One whose user PIN
+    was never set, since we were killed before it, gets it now.
 
     The PINs go straight into C_InitToken and C_InitPIN, never into an argument list. Only blank tokens are touched:
     C_InitToken erases.
     """
     library = Library(module)
-    if any(token.label.strip() == label for token in library.tokens()):
+    there = [token for token in library.tokens() if token.label.strip() == label]
+    if any(token.flags & pkcs11.TokenFlag.USER_PIN_INITIALIZED for token in there):
         return False
-    blank = library.blank_slots()
-    if not blank:
-        raise Unusable("hsm.token_missing", f"{module} has neither a token labelled {label!r} nor a blank one")
-    slot_id: int = blank[0].slot_id
-    library.module.init_token(slot_id, so_pin.reveal(), label)
-    library.reinitialize()  # SoftHSM renumbers its slots once a token is initialised
+    if not there:
+        _init_blank(library, label, so_pin)
     with open_writable(library, label, so_pin=so_pin) as session, translated("C_InitPIN"):
         session.init_pin(pin.reveal())
     return True
+
+
+def _init_blank(library: Library, label: str, so_pin: Pin) -> None:
+    blank = library.blank_slots()
+    if not blank:
+        raise Unusable("hsm.token_missing", f"{library.path} has neither a token labelled {label!r} nor a blank one")
+    slot_id: int = blank[0].slot_id
+    library.module.init_token(slot_id, so_pin.reveal(), label)
+    library.reinitialize()  # SoftHSM renumbers its slots once a token is initialised
 
 
 def create_keys(
@@ -60,8 +68,7 @@ def create_keys(
     """Create the keys of DESIGN §4 that the token lacks → the labels of those made.
 
     ``recovery``: put into the token first, unless it has one; from then on every key is backed up as it is made, here
-    into ``folder`` before the key counts. Run it once at a time: SoftHSM's token objects are not safe against
-    concurrent creation.
+    into ``folder`` before the key counts. Run it under the token's lock (lock.py).
     """
     library = Library(module)
     with open_writable(library, label, pin=pin) as session:
@@ -196,6 +203,13 @@ def _versions(session: pkcs11.Session, name: str) -> dict[int, str]:
     return versions_of(name, labels_of(session, kind))
 
 
+def add_lock(parser: argparse.ArgumentParser) -> None:
+    """The option that names the token's lock."""
+    parser.add_argument(
+        "--lock", type=Path, help="the lock of workers that run on this token: token.lock beside their sockets"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command; see the module's head. Errors go to standard error as ``code: detail``, exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m hsm_adapter.provision", description="Make a token ready.")
@@ -207,6 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--recovery", type=Path, help="PEM of the recovery key: keys are backed up to it as they are made"
     )
     parser.add_argument("--backups", type=Path, help="the folder that backups of new keys go to")
+    add_lock(parser)
     parser.add_argument("--new-kek", action="store_true", help="also create the next KEK version")
     options = parser.parse_args(arguments)
     hardening.protect_memory()
@@ -215,9 +230,10 @@ def main(arguments: list[str] | None = None) -> int:
         so_pin = read_pin(options.so_pin) if options.so_pin else None
         initialised = so_pin is not None and init_token(options.module, options.label, so_pin, pin)
         recovery = read_recovery(options.recovery) if options.recovery else None
-        made = create_keys(options.module, options.label, pin, recovery, options.backups)
-        if options.new_kek:
-            made += (create_kek(options.module, options.label, pin, options.backups),)
+        with token_lock(options.lock, limits.TOKEN_LOCK_COMMAND_S):
+            made = create_keys(options.module, options.label, pin, recovery, options.backups)
+            if options.new_kek:
+                made += (create_kek(options.module, options.label, pin, options.backups),)
     except HsmError as error:
         sys.stderr.write(f"{error}\n")
         return 1

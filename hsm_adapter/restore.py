@@ -1,7 +1,7 @@
 """Break-glass: the long-lived keys of a token that was lost, out of their backups into a blank one.
 
     python -m hsm_adapter.restore --module M --label L --pin file:P [--so-pin file:S] --backups FOLDER
-        [--trust FINGERPRINT]... < RECOVERY_KEY.der
+        [--trust FINGERPRINT]... [--lock FILE] < RECOVERY_KEY.der
 
 reads the recovery key's private half (PKCS #8 DER, unencrypted) on standard input and prints one JSON object. That key
 is the one secret this process sees: transport keys and long-lived keys are unwrapped inside the token. Run again after
@@ -34,6 +34,7 @@ from hsm_adapter.backup_folder import read_backups, signers_of
 from hsm_adapter.cryptoki import Template
 from hsm_adapter.errors import CryptokiError, HsmError, Unusable
 from hsm_adapter.keys import IMPORT_LABEL, SECRET_NAMES, handle_of, label_of, public_spki, versions_of
+from hsm_adapter.lock import token_lock
 from hsm_adapter.longlived import (
     NEW_LABEL,
     P256_PARAMS,
@@ -46,7 +47,7 @@ from hsm_adapter.longlived import (
     name_key,
 )
 from hsm_adapter.pin import read_pin
-from hsm_adapter.provision import backups_to, init_token, keep_in, labels_of, open_writable
+from hsm_adapter.provision import add_lock, backups_to, init_token, keep_in, labels_of, open_writable
 from hsm_adapter.token import Library, find_capabilities
 from hsm_adapter.translate import translated
 
@@ -263,6 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--trust", action="append", default=[], help="SHA-256 (hex) of a session public key that may sign backups"
     )
+    add_lock(parser)
     options = parser.parse_args(arguments)
     hardening.protect_memory()
     try:
@@ -271,7 +273,10 @@ def main(arguments: list[str] | None = None) -> int:
         so_pin = read_pin(options.so_pin) if options.so_pin else None
         initialised = so_pin is not None and init_token(options.module, options.label, so_pin, pin)
         library = Library(options.module)
-        with open_writable(library, options.label, pin=pin) as session:
+        with (
+            token_lock(options.lock, limits.TOKEN_LOCK_COMMAND_S),
+            open_writable(library, options.label, pin=pin) as session,
+        ):
             done = restore(library, options.label, session, options.backups, key, options.trust)
     except HsmError as error:
         sys.stderr.write(f"{error}\n")

@@ -53,7 +53,7 @@ async def open_store(home: Home) -> AsyncIterator[Store]:
 @asynccontextmanager
 async def open_custody(home: Home, *, background: bool = False) -> AsyncIterator[HsmClient]:
     """The client of the running HSM workers; in the background one that gives way to the others."""
-    custody = HsmClient(home.hsm_sockets(), background=background)
+    custody = HsmClient(home.hsm_sockets(), background=background, clients=home.settings.service.workers)
     await custody.start()
     try:
         yield custody

@@ -21,11 +21,13 @@ ADAPTER_DEADLINE_S = 120  # seconds; key generation in a real HSM takes a few ea
 def run_adapter(home: Home, command: str, arguments: Sequence[str], secret: bytes = b"") -> dict[str, Any]:
     """What ``python -m hsm_adapter.<command>`` answers on the token of ``home``; ``secret`` goes to its standard input.
     Raises Unavailable with the adapter's own code."""
+    home.run.mkdir(mode=0o700, parents=True, exist_ok=True)  # where the token's lock is
     worker = home.hsm_worker(home.run / "command.sock")
     environment = worker["environment"]
     variables = {str(key): str(value) for key, value in environment.items()} if isinstance(environment, dict) else {}
     line = [sys.executable, "-m", f"hsm_adapter.{command}", "--module", str(worker["module"])]
-    line += ["--label", str(worker["token_label"]), "--pin", str(worker["pin"]), *arguments]
+    line += ["--label", str(worker["token_label"]), "--pin", str(worker["pin"])]
+    line += ["--lock", str(home.run / "token.lock"), *arguments]
     try:
         result = subprocess.run(
             line,

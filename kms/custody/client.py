@@ -85,6 +85,9 @@ class _Connection(asyncio.Protocol):
         self._frames: deque[list[_Job]] = deque()
         self._head_since = 0.0  # when the oldest frame became the one that is worked on
         self._sent = 0
+        self._ours = self._ours_then = self._all_then = 0  # operations the worker did: ours, and of everybody
+        self._asked_at = 0.0
+        self.quiet = False  # nobody else has asked the worker for much lately
 
     @property
     def ready(self) -> bool:
@@ -127,12 +130,16 @@ class _Connection(asyncio.Protocol):
         for job, result in zip(jobs, reply.results, strict=True):
             if isinstance(result, Pong):
                 self.health = WorkerHealth(self.name, result.healthy, result.reason)
+                self._listen(result.operations)
+            else:
+                self._ours += 1
             if not job.future.done():
                 job.future.set_result(result)
 
     def silence(self, now: float) -> float:
-        """Seconds for which the oldest frame has been worked on, once that is longer than a slow HSM takes for it."""
-        if not self._frames:
+        """Seconds for which the oldest frame has been worked on, once that is longer than a slow HSM takes for it. A
+        background's frames wait for everybody else's, so they tell nothing."""
+        if not self._frames or self._client.background:
             return 0.0
         seconds = now - self._head_since
         usual = limits.HSM_SILENT_S + len(self._frames[0]) * limits.HSM_OPERATION_SLOW_S
@@ -144,12 +151,26 @@ class _Connection(asyncio.Protocol):
             return WorkerHealth(self.name, healthy=False, reason=f"no answer for {seconds:.0f} s")
         return self.health
 
+    def _listen(self, operations: int) -> None:
+        """What the worker did for others since its last pong."""
+        others = (operations - self._all_then) - (self._ours - self._ours_then)
+        self.quiet = 0 <= others < limits.HSM_QUIET_OPERATIONS
+        self._all_then, self._ours_then = operations, self._ours
+
+    def asks(self, now: float) -> bool:
+        """Whether it is time to look again if the worker is quiet."""
+        if now - self._asked_at < limits.HSM_LISTEN_S:
+            return False
+        self._asked_at = now
+        return True
+
     def overdue(self, now: float) -> bool:
         """Whether the oldest frame has been worked on past its deadline: one operation's, and time for all that a slow
-        HSM may have to do before it, of this frame and of other web workers' frames."""
+        HSM may have to do before it: of this frame, and of one frame of each other client, whose turns come between.
+        A background client's frame waits no longer: its turn comes after limits.BACKGROUND_STARVE_S of the worker."""
         if not self._frames:
             return False
-        before = len(self._frames[0]) + limits.HSM_FRAMES_IN_FLIGHT * limits.HSM_FRAME_OPERATIONS_MAX
+        before = len(self._frames[0]) + self._client.clients * limits.HSM_FRAME_OPERATIONS_MAX
         return now - self._head_since > limits.HSM_OPERATION_DEADLINE_S + before * limits.HSM_OPERATION_SLOW_S
 
     def abort(self) -> None:
@@ -168,10 +189,12 @@ class _Connection(asyncio.Protocol):
 class HsmClient:
     """kms.custody.port.Custody over the workers' Unix sockets."""
 
-    def __init__(self, sockets: Sequence[Path], *, background: bool = False) -> None:
-        """``background``: workers serve this client when nobody else waits; others wait for a whole frame of it."""
+    def __init__(self, sockets: Sequence[Path], *, background: bool = False, clients: int = limits.HSM_CLIENTS) -> None:
+        """``background``: workers serve this client when nobody else waits; others wait for a whole frame of it.
+        ``clients``: how many others send full frames to the same workers."""
+        self.clients = clients
         self._sockets = tuple(sockets)
-        self._frame_max = limits.HSM_FRAME_OPERATIONS_BACKGROUND if background else limits.HSM_FRAME_OPERATIONS_MAX
+        self.background = background
         self._greeting: Ping | Background = Background() if background else Ping()
         self._connections: dict[Path, _Connection] = {}
         self._queue: deque[_Job] = deque()
@@ -300,8 +323,21 @@ class HsmClient:
                 return
             connection = min(ready, key=lambda candidate: candidate.frames)
             share = -(-len(self._queue) // len(ready))
-            size = min(max(share, limits.HSM_FRAME_OPERATIONS_MIN), self._frame_max, len(self._queue))
-            connection.send([self._queue.popleft() for _ in range(size)])
+            size = min(max(share, limits.HSM_FRAME_OPERATIONS_MIN), self._frame_max(connection), len(self._queue))
+            jobs = [self._queue.popleft() for _ in range(size)]
+            if self.background and connection.asks(time.monotonic()):
+                jobs.append(self._job(Ping()))
+            connection.send(jobs)
+
+    def _frame_max(self, connection: _Connection) -> int:
+        """Others wait for a whole frame of the background's, so it has small ones unless there are no others."""
+        if self.background and not connection.quiet:
+            return limits.HSM_FRAME_OPERATIONS_BACKGROUND
+        return limits.HSM_FRAME_OPERATIONS_MAX
+
+    def _job(self, operation: Ping | Background) -> _Job:
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        return _Job(operation, future, time.monotonic() + limits.HSM_OPERATION_DEADLINE_S)
 
     def requeue(self, jobs: list[_Job]) -> None:
         """Operations of a worker that was lost: first in the queue again, unless they were tried enough."""
@@ -338,8 +374,7 @@ class HsmClient:
 
     def _ping(self, connection: _Connection) -> None:
         if connection.frames < limits.HSM_FRAMES_IN_FLIGHT:
-            future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-            connection.send([_Job(self._greeting, future, time.monotonic() + limits.HSM_OPERATION_DEADLINE_S)])
+            connection.send([self._job(self._greeting)])
 
     async def _watch(self) -> None:
         while True:

@@ -1,5 +1,5 @@
 """What flows may ask of the HSM. Every operation is safe to repeat on another worker: a repeated ``create_keys`` makes
-keys that nobody stores, the others change nothing in the token."""
+keys that nobody stores; what changes the token does what isn't done yet."""
 
 from __future__ import annotations
 

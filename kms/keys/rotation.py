@@ -91,19 +91,17 @@ class Pace:
 
     def __init__(self) -> None:
         self.page = limits.ROTATION_PAGE
-        self._quiet = 0.0
+        self._lately = 0.0  # others' commits, older ones counting less and less
 
     def rest(self, others: int, spent_s: float) -> float:
-        """Seconds to rest after a page that took ``spent_s``, in which others made ``others`` commits."""
-        if others > limits.ROTATION_QUIET_COMMITS_S * max(spent_s, 0.001):
-            self._quiet = 0.0
-            self.page = limits.ROTATION_PAGE_BESIDE
-            return min(spent_s * limits.ROTATION_REST, limits.ROTATION_REST_MAX_S)
-        self._quiet += spent_s
-        if self._quiet >= limits.ROTATION_QUIET_S:
+        """Seconds to rest after a page that took ``spent_s``, in which others made ``others`` commits. A few a second
+        are the service's own, checkpoints and signs of life, for which nobody waits."""
+        self._lately = self._lately * max(0.0, 1.0 - spent_s / limits.ROTATION_QUIET_S) + others
+        if self._lately <= limits.ROTATION_QUIET_COMMITS_S * limits.ROTATION_QUIET_S:
             self.page = limits.ROTATION_PAGE
             return 0.0
-        return spent_s * limits.ROTATION_REST if self.page == limits.ROTATION_PAGE_BESIDE else 0.0
+        self.page = limits.ROTATION_PAGE_BESIDE
+        return min(spent_s * limits.ROTATION_REST, limits.ROTATION_REST_MAX_S)
 
 
 class Rate:

@@ -32,7 +32,7 @@ LIMIT = "limit: C loop, "
 BATCH = 256  # operations a frame, what kms sends
 BACKGROUND = 32  # operations a frame of its background work
 KEK = "rewrap to a new KEK"
-KEK_TARGET = 0.8  # of the C loop that does the same calls
+KEK_TARGET = 0.7  # of the C loop that does the same calls
 
 
 class Limit:

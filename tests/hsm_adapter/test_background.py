@@ -10,6 +10,7 @@ from hsm_adapter import protocol as p
 from tests.support import hsm
 
 FRAMES = 20
+FLOOD = 150  # self-tests: some 5 ms each, many times BACKGROUND_STARVE_S
 
 
 def order(running: hsm.RunningWorker, first: hsm.Client, second: hsm.Client) -> tuple[list[int], list[int]]:
@@ -49,3 +50,20 @@ def test_a_background_connection_alone_is_served_as_any(worker: hsm.RunningWorke
     with hsm.Client(worker.socket) as quiet:
         quiet.one(p.Background(), p.Pong)
         assert all(isinstance(result, p.RandomBytes) for _ in range(3) for result in quiet.call(*[p.Random(32)] * 200))
+
+
+def test_it_is_not_starved(worker: hsm.RunningWorker) -> None:
+    """While another connection always has a frame waiting."""
+    with hsm.Client(worker.socket) as quiet, hsm.Client(worker.socket) as front:
+        quiet.one(p.Background(), p.Pong)
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        front.sock.sendall(framing.encode_request(1, [p.SelfTest(), p.Ping()]) * FLOOD)
+        quiet.sock.sendall(framing.encode_request(1, [p.Random(32), p.Ping()]) * 3)
+        os.kill(worker.process.pid, signal.SIGCONT)
+        served = {}
+        for client, frames in ((quiet, 3), (front, FLOOD)):
+            for _ in range(frames):
+                pong = client.receive().results[1]
+                assert isinstance(pong, p.Pong)
+                served[client] = pong.operations
+        assert served[quiet] < served[front], "its last frame was served before the other's last"

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -249,6 +250,42 @@ def test_a_second_restore_finds_everything_there(lost: Lost, tmp_path: Path) -> 
     assert (again["initialised"], again["restored"], again["made"]) == (False, [], [])
     assert again["present"] == sorted([*first["restored"], "keypeer/audit/3"])
     assert keys_of(token) == before
+
+
+def test_a_restore_killed_on_the_way_goes_on(lost: Lost, host: hsm.Host, tmp_path: Path) -> None:
+    """Each run dies a few calls later than the one before began; the last one finds nothing left to do, or does it."""
+    token, backups = hsm.blank_token(tmp_path / "t"), folder(lost, tmp_path)
+    code = f"""
+import sys
+{hsm.DIE_BEFORE}
+from hsm_adapter import restore
+die_before(cryptoki.Module({hsm.MODULE!r}), int(sys.argv.pop(1)))
+sys.exit(restore.main())
+"""
+    options = ("--module", hsm.MODULE, "--label", hsm.LABEL, "--pin", token.pin, "--backups", str(backups))
+    died = 0
+    for number in range(5, 400, 9):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(number), *options, "--so-pin", f"file:{token.home / 'so-pin'}"],
+            input=der_of(lost.key),
+            env={**os.environ, **token.environment},
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        died += 1
+    assert died >= 3
+    assert done.returncode == 0
+    answer = json.loads(done.stdout)
+    assert {*answer["restored"], *answer["present"]} >= {f"keypeer/{name}" for name in ("kek/1", "kek/2", "ca", "ca/2")}
+    with hsm.running_worker(token, tmp_path / "worker") as running:
+        client = running.client()
+        assert [vm_key(client, host, record) for record in lost.records] == list(lost.vm_keys)
+        assert client.one(p.SelfTest(), p.SelfTestResult).passed
+        assert keys_of(token).keys().isdisjoint({"keypeer/new"})
 
 
 def test_a_token_with_other_keys_is_left_alone(lost: Lost, token: hsm.SoftToken, tmp_path: Path) -> None:

@@ -120,6 +120,20 @@ def test_anchors_written_at_once_only_go_forward(workers: list[hsm.RunningWorker
         assert [client.one(p.ReadAnchor(), p.Anchor).size for client in clients] == [size] * WORKERS
 
 
+def test_who_reads_the_anchor_while_it_is_written_never_sees_it_go_back(workers: list[hsm.RunningWorker]) -> None:
+    reader, writer, seen = workers[0].client(), workers[1].client(), [0]
+    writer.one(p.WriteAnchor(1, bytes(32)), p.Anchor)
+
+    def read() -> None:
+        seen.append(reader.one(p.ReadAnchor(), p.Anchor).size)
+
+    with Beside(read):
+        for size in range(2, 200):
+            writer.one(p.WriteAnchor(size, bytes(32)), p.Anchor)
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 2, "it was read while it was written"
+
+
 def test_a_worker_waits_for_the_lock_and_says_when_it_was_too_long(
     workers: list[hsm.RunningWorker], tmp_path: Path
 ) -> None:

@@ -1,7 +1,7 @@
 """kill -9 between any two calls that change the token: the next worker serves, and what was asked for can be had.
 
-Each death is a process of its own that replaces the module's functions by ones that count, in the function list which
-python-pkcs11 and cryptoki share. Inside a call it is the module's own affair; test_concurrency kills there at random.
+Each death is a process of its own (tests.support.hsm.DIE_BEFORE). Inside a call it is the module's own affair;
+test_concurrency kills there at random.
 """
 
 from __future__ import annotations
@@ -25,28 +25,7 @@ from hsm_adapter.engine import Engine
 from hsm_adapter.pin import Pin
 
 HOME = Path(os.environ["SOFTHSM2_CONF"]).parent
-ARGUMENTS = {{"CreateObject": 4, "CopyObject": 5, "DestroyObject": 2, "SetAttributeValue": 4, "GenerateKey": 5,
-             "GenerateKeyPair": 8}}
-kept, calls = [], 0
-
-def die_before(number):
-    \"\"\"SIGKILL instead of the call of that number, from now on, among those that change objects.\"\"\"
-    def counting(name):
-        kind = "unsigned long(*)(" + ", ".join(["unsigned long"] * ARGUMENTS[name]) + ")"
-        index = cryptoki._FUNCTIONS.index(name)
-        true = cryptoki._ffi.cast(kind, functions[index])
-        def call(*arguments):
-            global calls
-            calls += 1
-            if calls == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return true(*arguments)
-        kept.append(cryptoki._ffi.callback(kind, call))
-        functions[index] = cryptoki._ffi.cast("void *", kept[-1])
-    functions = engine._library.module._list.function
-    for name in ARGUMENTS:
-        counting(name)
-
+{hsm.DIE_BEFORE}
 def run(operation, kind):
     result = engine.execute(operation)
     assert isinstance(result, kind), result
@@ -95,7 +74,7 @@ def test_making_a_version(any_token: hsm.SoftToken, name: str) -> None:
 run(p.RewrapKek(record), p.KeyRecord)  # under whatever versions the dead left
 assert run(p.SelfTest(), p.SelfTestResult).passed
 next = max(engine._state.token.keys.versions({name!r})) + 1
-die_before(NUMBER)
+die_before(engine._library.module, NUMBER)
 assert run(p.MakeVersion({name!r}, next), p.MadeVersion).made
 assert not run(p.MakeVersion({name!r}, next), p.MadeVersion).made
 moved = run(p.RewrapKek(record), p.KeyRecord)
@@ -118,7 +97,7 @@ if set(versions) == {{1}}:
     moved = run(p.RewrapKek(record), p.KeyRecord)
     records.write_bytes(msgspec.msgpack.encode(moved))
     record = moved
-die_before(NUMBER)
+die_before(engine._library.module, NUMBER)
 run(p.DestroyVersion({name!r}, 1), p.Destroyed)
 assert set(engine._state.token.keys.versions({name!r})) == {{2}}
 assert not list(engine._state.token.session.get_objects({{3: "keypeer/" + {name!r}}})), "half a pair"
@@ -143,7 +122,7 @@ if anchor.size == 0:
 assert anchor in (OLD, NEW), anchor
 if anchor == NEW:
     assert run(p.WriteAnchor(OLD.size, OLD.root, True), p.Anchor) == OLD
-die_before(NUMBER)
+die_before(engine._library.module, NUMBER)
 assert run(p.WriteAnchor(NEW.size, NEW.root, {force}), p.Anchor) == NEW
 assert run(p.ReadAnchor(), p.Anchor) == NEW
 print("passed")

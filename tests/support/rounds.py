@@ -97,7 +97,8 @@ class Summary:
         """For programs."""
         whole = msgspec.to_builtins(self)
         found = whole.pop("found")
-        return {**whole, **{kind: found["counts"].get(kind, 0) for kind in KINDS}, "findings": found["words"]}
+        counts = {kind.replace("-", "_"): found["counts"].get(kind, 0) for kind in KINDS}
+        return {**whole, **counts, "findings": found["words"]}
 
 
 class Act(threading.Thread):
@@ -203,6 +204,9 @@ class Rounds:
             told(self.summary)
             if number % CHECK_EVERY == 0 or number == rounds:
                 self.check()
+        done = self.service.keypeer("audit", "verify", check=False)
+        if done.returncode:
+            self.summary.found.unlogged(f"keypeer audit verify: {done.stdout}{done.stderr}")
         return self.summary
 
     def kill(self) -> None:

@@ -110,3 +110,10 @@ def test_the_rate_is_that_of_the_last_seconds() -> None:
     assert rate.now == 10
     rate.after(5, 40.0)
     assert rate.now >= 10, "no time passed: no division by nothing"
+
+
+def test_the_services_own_checkpoints_slow_nothing() -> None:
+    pace = Pace()
+    rests = [pace.rest(int(page % 25 == 0), 0.04) for page in range(100)]  # one commit a second
+    assert rests == [0.0] * 100
+    assert pace.page == limits.ROTATION_PAGE
