@@ -84,6 +84,7 @@ class _Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._frames: deque[list[_Job]] = deque()
         self._head_since = 0.0  # when the oldest frame became the one that is worked on
+        self._lately = 0.0  # seconds that a frame took, the slowest of some dozen
         self._sent = 0
         self._ours = self._ours_then = self._all_then = 0  # operations the worker did: ours, and of everybody
         self._asked_at = 0.0
@@ -125,8 +126,9 @@ class _Connection(asyncio.Protocol):
     def _answer(self, reply: framing.Reply) -> None:
         if not self._frames or len(self._frames[0]) != len(reply.results):
             raise framing.FrameError(f"{len(reply.results)} results that nobody asked for")
-        jobs = self._frames.popleft()
-        self._head_since = time.monotonic()
+        jobs, now = self._frames.popleft(), time.monotonic()
+        self._lately = max(now - self._head_since, 0.9 * self._lately)
+        self._head_since = now
         for job, result in zip(jobs, reply.results, strict=True):
             if isinstance(result, Pong):
                 self.health = WorkerHealth(self.name, result.healthy, result.reason)
@@ -137,13 +139,12 @@ class _Connection(asyncio.Protocol):
                 job.future.set_result(result)
 
     def silence(self, now: float) -> float:
-        """Seconds for which the oldest frame has been worked on, once that is longer than a slow HSM takes for it. A
+        """Seconds for which the oldest frame has been worked on, once that is much longer than frames took lately. A
         background's frames wait for everybody else's, so they tell nothing."""
         if not self._frames or self._client.background:
             return 0.0
         seconds = now - self._head_since
-        usual = limits.HSM_SILENT_S + len(self._frames[0]) * limits.HSM_OPERATION_SLOW_S
-        return seconds if seconds > usual else 0.0
+        return seconds if seconds > limits.HSM_SILENT_S + 2 * self._lately else 0.0
 
     def told(self) -> WorkerHealth:
         """What is known of the worker now."""
