@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from kms import limits
 from kms.custody.client import HsmClient
 from kms.evidence.ek import VendorCas
 from kms.flows.context import AttestationProfile, Context, LogProfile
+from kms.heartbeats import Heartbeats
 from kms.records import Records, RuntimePolicies
 from kms.rollback import RollbackGuard
 from kms.settings import Home
@@ -131,13 +133,15 @@ def _files(folder: Path) -> list[tuple[str, bytes]]:
     return [(str(path.relative_to(folder)), path.read_bytes()) for path in paths]
 
 
-async def serve(home: Home, listener: socket.socket) -> None:
+async def serve(home: Home, listener: socket.socket, heartbeats: Heartbeats, name: str) -> None:
     """One web worker, until SIGTERM."""
+    beating = asyncio.create_task(heartbeats.beat(name))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with open_context(home) as ctx:
+    async with open_context(home) as opened:
+        ctx = replace(opened, silent=heartbeats.silent)
         # A host's handler runs on when its connection goes: a release that is being committed is finished, not torn.
         runner = web.AppRunner(
             application(ctx, Metrics(), Limiter(home.rates, home.settings.service.workers)),
@@ -155,3 +159,4 @@ async def serve(home: Home, listener: socket.socket) -> None:
         await stop.wait()
         following.cancel()
         await runner.cleanup()
+    beating.cancel()

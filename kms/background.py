@@ -25,6 +25,7 @@ from kms.domain import HEARTBEAT, JobNote
 from kms.errors import KeypeerError
 from kms.flows import checkpoints, destructions, rotation_rounds, rotation_starts, vm_rotations
 from kms.flows.context import Context
+from kms.heartbeats import Heartbeats
 from kms.records import JOB_NOTES
 from kms.settings import Home
 
@@ -56,8 +57,9 @@ JOBS: tuple[Job, ...] = (
 )
 
 
-async def serve(home: Home, jobs: Sequence[Job] = JOBS) -> None:
+async def serve(home: Home, heartbeats: Heartbeats, jobs: Sequence[Job] = JOBS) -> None:
     """Every job, until SIGTERM."""
+    beating = asyncio.create_task(heartbeats.beat("background"))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -69,7 +71,8 @@ async def serve(home: Home, jobs: Sequence[Job] = JOBS) -> None:
     if working.done():
         working.result()  # it never returns: what it raised ends the process, and the supervisor starts another
     working.cancel()
-    await asyncio.gather(working, return_exceptions=True)
+    beating.cancel()
+    await asyncio.gather(working, beating, return_exceptions=True)
 
 
 async def _serve(home: Home, jobs: Sequence[Job]) -> None:

@@ -74,6 +74,11 @@ WATCHDOG_INTERVAL_S = 1.0  # seconds between the supervisor's pings
 RESTART_DELAY_S = 0.1  # seconds before a dead worker is started again; doubles to RESTART_DELAY_MAX_S
 RESTART_DELAY_MAX_S = 10.0  # seconds
 WORKER_STEADY_S = 30.0  # seconds of life after which a worker's restart delay starts over
+BEAT_S = 0.5  # seconds between signs of life of the service's own processes
+BEAT_MISSED_S = 1.5  # seconds without one after which /readyz tells
+WORKER_SILENT_MAX_S = 10.0  # seconds without one after which a process is replaced; a loop is held some 0.3 s at most
+WORKER_START_DEADLINE_S = 20.0  # seconds that a process has for its imports until its first one; they take one
+HSM_SILENT_S = 2.0  # seconds beyond twice what frames took lately, after which a worker gets no more operations
 
 # ── clock ──────────────────────────────────────────────────────────────────────────────────────────────────────
 CLOCK_BACKWARDS_MAX_S = 5  # seconds that the clock may stand before the newest audit entry
@@ -172,7 +177,7 @@ LIST_PROBE = 64  # index records read to see which index of a filter is the spar
 DUE_INTERVAL_S = 1.0  # seconds between looks at what fell due; an empty look is one read
 DUE_STEP_MAX = 1000  # keys that one step settles, some 0.2 s; SCAN_MAX
 DUE_RETRY_S = 3600  # seconds until a key is looked at again that couldn't be settled
-ROTATION_PAGE = 256  # VMs that a rotation looks at between two commits; one HSM frame
+VM_ROTATION_PAGE = 256  # VMs that a rotation looks at between two commits; one HSM frame
 ROTATION_STEP_PAGES = 8  # pages of each rotation a step; a second or so
 ROTATIONS_AT_ONCE = 16  # rotations of many keys that run at the same time
 DUE_TOGETHER = 64  # keys settled at the same time, so that their commits share an fsync

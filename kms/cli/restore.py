@@ -210,7 +210,7 @@ async def _looked_at(home: Home, asked: Pin | None) -> tuple[Report, str]:
             try:
                 records = Records(store, custody)
                 trouble = await RollbackGuard(store, custody, records).look()
-                report = await verify(store, records, custody, int(time.time()), Progress())
+                report = await verify(store, records, custody, time.time, Progress())
             finally:
                 await custody.close()
     return report, trouble.error().detail if trouble else ""

@@ -92,7 +92,7 @@ def look(store: Path, worker: RunningWorker) -> Report:
         custody, opened = HsmClient([worker.socket]), LmdbStore.open(store, map_size=MAP_BYTES)
         await custody.start()
         try:
-            return await verify(opened, Records(opened, custody), custody, int(time.time()))
+            return await verify(opened, Records(opened, custody), custody, time.time)
         finally:
             await custody.close()
             await opened.close()
