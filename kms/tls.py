@@ -62,22 +62,26 @@ class Follower:
         self._context = context
         self._heard: set[bytes] = set()
         self._served = server_certificate(home)
+        self._failed = ""
 
     async def run(self) -> None:
         """Until cancelled."""
-        failed = ""
         while True:
             await asyncio.sleep(limits.CA_WATCH_S)
-            try:
-                await self.look()
-                failed = ""
-            except KeypeerError as error:
-                if failed != error.code:
-                    _log.warning("certificates not followed", code=error.code, detail=error.detail)
-                failed = error.code
+            await self.look()
 
     async def look(self) -> None:
-        """One look. Raises KeypeerError."""
+        """One look; says when it can't, once. With another token's keys nothing can be followed, and the service stays
+        up to tell why."""
+        try:
+            await self._look()
+            self._failed = ""
+        except KeypeerError as error:
+            if self._failed != error.code:
+                _log.warning("certificates not followed", code=error.code, detail=error.detail)
+            self._failed = error.code
+
+    async def _look(self) -> None:
         heard = set((await self._ctx.authorities()).heard)
         for certificate in heard - self._heard:
             self._context.load_verify_locations(cadata=certificate)
