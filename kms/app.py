@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ from aiohttp import web
 
 from keypeer.wire.tlog.note import VerifierKey
 from kms import limits
+from kms.clocks import SystemClock
 from kms.custody.client import HsmClient
 from kms.evidence.ek import VendorCas
 from kms.flows.context import AttestationProfile, Context, LogProfile
@@ -73,12 +73,14 @@ async def open_context(home: Home, *, background: bool = False) -> AsyncIterator
         rollback = RollbackGuard(store, custody, records)
         if (trouble := await rollback.look()) is not None:
             _log.error("store and token", code=trouble.error().code, detail=trouble.error().detail)
+        clock = SystemClock()
         yield Context(
             store=store,
             records=records,
             runtime=RuntimePolicies(store, records),
             custody=custody,
-            clock=time.time,
+            clock=clock,
+            clock_set_by=clock.set_by,
             random=os.urandom,
             profile=profile(home),
             vendor_cas=read_vendor_cas(home),

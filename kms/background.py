@@ -23,7 +23,7 @@ from kms import limits
 from kms.app import open_context
 from kms.domain import HEARTBEAT, JobNote
 from kms.errors import KeypeerError
-from kms.flows import checkpoints, destructions, rotation_rounds, rotation_starts, vm_rotations
+from kms.flows import checkpoints, clock, destructions, rotation_rounds, rotation_starts, vm_rotations
 from kms.flows.context import Context
 from kms.heartbeats import Heartbeats
 from kms.records import JOB_NOTES
@@ -53,6 +53,7 @@ JOBS: tuple[Job, ...] = (
     Job("rotation", limits.ROTATION_STEP_S, rotation_rounds.step),
     Job("vm-dues", limits.DUE_INTERVAL_S, destructions.step),
     Job("vm-rotations", limits.ROTATION_STEP_S, vm_rotations.step),
+    Job("clock", limits.CLOCK_LOOK_S, clock.watcher()),
     Job("checkpoints", limits.CHECKPOINT_INTERVAL_S, checkpoints.step),
 )
 

@@ -82,6 +82,8 @@ HSM_SILENT_S = 2.0  # seconds beyond twice what frames took lately, after which 
 
 # ── clock ──────────────────────────────────────────────────────────────────────────────────────────────────────
 CLOCK_BACKWARDS_MAX_S = 5  # seconds that the clock may stand before the newest audit entry
+CLOCK_STEP_MAX_S = 5  # seconds by which the clock may be set while a process runs; NTP slews what is under 0.128
+CLOCK_LOOK_S = 1.0  # seconds between looks at whether it was set
 
 # ── TPM structures and evidence ────────────────────────────────────────────────────────────────────────────────
 TPM_DIGEST_BYTES_MAX = 64  # bytes; TPM2B_DIGEST holds at most a SHA-512 (TPM 2.0 Part 2 §10.4.2)
@@ -162,6 +164,7 @@ DISK_RESERVE_BYTES = 64 * 1024 * 1024  # bytes; below it the service says that i
 STORE_STALL_S = 10.0  # seconds that a transaction may wait for lock and disk before the store is called stuck
 STORE_PROBE_BYTES = 64 * 1024  # bytes of pages that a health check asks for when room was short; a commit takes 10–20
 STORE_PROBE_S = 5.0  # seconds that a health check waits for the commit that tells whether there is room again
+STORE_PROBE_EVERY_S = 1.0  # seconds without a commit after which health tries one: only that tells that a disk writes
 
 # ── lifecycle ──────────────────────────────────────────────────────────────────────────────────────────────────
 DESTROY_AFTER_MIN_S = 86400  # seconds; a day, so that whoever misses the key can say so

@@ -59,6 +59,7 @@ FLOORS = {
     "kms.shares": 5,
     "kms.hardening": 5,
     "kms.heartbeats": 5,
+    "kms.clocks": 5,
     "kms.logs": 5,
     "kms.tls": 5.2,
     "kms.app": 5.5,

@@ -58,6 +58,14 @@ async def _clock(ctx: Context) -> HealthCheck:
     except KeypeerError as error:
         return HealthCheck(id="audit", ok=False, found=error.detail, mend=error.hint)
     behind = decode_record(entries[0].entry).time - ctx.clock() if entries else 0.0
+    set_by = ctx.clock_set_by()
+    if abs(set_by) > limits.CLOCK_STEP_MAX_S:
+        return HealthCheck(
+            id="clock",
+            ok=False,
+            found=f"the clock was set {'forward' if set_by > 0 else 'back'} by {abs(set_by):.0f} s under this process",
+            mend="put it right; or, when it is right now, restart the service",
+        )
     ok = behind <= limits.CLOCK_BACKWARDS_MAX_S
     return HealthCheck(
         id="clock",
