@@ -358,13 +358,51 @@ class VmRotation(Record, frozen=True):
 
 
 class Lease(Record, frozen=True):
-    """The right of one host to hold one VM's key; ``generation`` rises at each change of owner."""
+    """The right of one host to hold one VM's key; ``generation`` rises at each change of owner. ``as_of`` is the last
+    of the host's events when it was granted: an event after it may have ended it (kms.trust). An ended lease keeps
+    other hosts out as long as a living one: a host that heard of nothing goes on until expiry and ``grace``."""
 
     host: str
     session: bytes
     version: int
     generation: int
     expires_at: int
+    grace: int = 0  # seconds; 0: granted before there was any
+    as_of: int = 0
+    ended_at: int = 0  # this lease alone was ended then
+
+
+# ── continuous trust ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+class HostEventHead(Record, frozen=True):
+    """Where a host's event log stands: the number of its ``last`` event, and of the last one that ended all leases
+    granted before it. ``trusted``: something may have been granted since."""
+
+    last: int = 0
+    ended_all: int = 0
+    trusted: bool = False
+
+
+class StoredEvent(Record, frozen=True):
+    """Something that a host should hear. ``ends``: all leases granted before it, some (``vms``), or none; ``attest``:
+    the host should attest now. ``reasons``: (id, asked, found, mend) each."""
+
+    number: int
+    at: float
+    host: str
+    event: str
+    ends: Literal["all", "some", "none"] = "none"
+    vms: tuple[str, ...] = ()
+    attest: bool = False
+    reasons: tuple[tuple[str, str, str, str], ...] = ()
+    why: str = ""
+
+
+class FleetHead(Record, frozen=True):
+    """The number of the fleet log's last event."""
+
+    last: int = 0
 
 
 class OutstandingNonces(Record, frozen=True):

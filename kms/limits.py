@@ -247,3 +247,17 @@ PROPOSAL_LIFE_S = 7 * 86400  # seconds; officers are people, with weekends
 PROPOSALS_OPEN_MAX = 1000  # count; more wait for nobody, and each may carry megabytes
 EXECUTION_ATTEMPTS_MAX = 5  # count; retries when another change came between reading the state and the act
 VERIFIED_DECISIONS_MAX = 4096  # signatures remembered as good or bad, some 300 bytes each
+
+# ── continuous trust ───────────────────────────────────────────────────────────────────────────────────────────
+EVENTS_KEPT = 1000  # events of one host, some 300 bytes each; a host has a few a day
+EVENT_VMS_MAX = 300  # VMs named in one event; as many as in an audit entry
+EVENT_REASONS_MAX = 16  # reasons told with an event
+FLEET_EVENTS_KEPT = 100_000  # events of all hosts, some 300 bytes each
+FLEET_STEP_S = 0.1  # seconds between looks for events that the fleet's log hasn't got; an empty look is one read
+FLEET_STEP_MAX = 500  # events moved into the fleet's log at a time
+STREAM_HEARTBEAT_S = 10.0  # seconds between signs of life on a stream; an agent reconnects after three were missed
+STREAM_LIFE_S = 3600.0  # seconds after which a stream ends, so that who listens is asked for anew
+STREAM_WRITE_S = 20.0  # seconds that a listener may leave an event unread
+STREAM_RETRY_MS = 500  # milliseconds that a listener waits before it connects again
+STREAMS_A_HOST_MAX = 8  # streams of one host in a web worker; one more ends the oldest
+STREAMS_MAX = 20_000  # streams in a web worker, some 60 KB each with their TLS

@@ -48,6 +48,8 @@ FLOORS = {
     "kms.known": 2.7,
     "kms.officers": 2.7,
     "kms.movers": 2.9,
+    "kms.trust": 2.7,
+    "kms.listeners": 2.7,
     "kms.verification": 2.9,
     "kms.flows": 3,
     "kms.custody": 4,

@@ -18,6 +18,7 @@ from kms.custody.port import Custody
 from kms.domain import EnrolledHost, IssuedCertificate, Role, SigningName
 from kms.errors import KeypeerError, NotFound, Refused, Unavailable
 from kms.evidence.ek import VendorCas
+from kms.listeners import Listeners
 from kms.records import HOSTS, Loaded, Records, RuntimePolicies
 from kms.rollback import RollbackGuard
 from kms.signing_keys import SigningKey, load_signing_key
@@ -100,6 +101,7 @@ class Context:
     first_keys: Mapping[str, bytes]  # version 1 of each signing key (kms.signing_keys)
     log: LogProfile
     rollback: RollbackGuard
+    listeners: Listeners = field(default_factory=Listeners)
     unproven: UnprovenBudget = field(default_factory=UnprovenBudget)
     rider: Rider | None = None
     accepts_rollback: bool = False  # only what officers do to accept an old store

@@ -26,8 +26,9 @@ from kms.keys.leases import grant_lease, refuse_lease
 from kms.keys.lifecycle import refuse_old_release, refuse_release
 from kms.policy.decide import decide, decide_config
 from kms.policy.model import Policy
-from kms.records import HOSTS, LAUNCHES, LEASES, SESSIONS, Loaded, load_policy, old_key, vm_key
+from kms.records import EVENT_HEADS, HOSTS, LAUNCHES, LEASES, SESSIONS, Loaded, load_policy, old_key, vm_key
 from kms.store.port import Check, Item
+from kms.trust import held
 from kms.views import launched_configs
 from kms.vm_records import StoredVm, open_vm
 
@@ -48,6 +49,8 @@ class _Plan:
     record: KeyRecord
     policy: Policy
     lease: Lease
+    marks: tuple[tuple[bytes, bytes], ...]
+    stale: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class _Snapshot:
     olds: dict[str, StoredVm | KeypeerError | None]  # of VMs whose current version isn't meant
     leases: dict[str, Loaded[Lease] | None]
     launched: Mapping[str, bytes]
+    as_of: int  # the last of the host's events; each one that ends leases ends the session too, or changes them
     checks: tuple[Check, ...]
 
 
@@ -104,14 +108,16 @@ async def _once(
     checks = [*snapshot.checks, *(loaded.check for loaded in policies.values() if loaded is not None)]
     checks += [check for plan in granted for check in plan.checks]
     puts = [(LEASES.key(plan.vm), _encode(plan.lease)) for plan in granted]
-    return outcomes if await ctx.try_commit(checks=checks, puts=puts, entries=entries) else None
+    puts += [mark for plan in granted for mark in plan.marks]
+    deletes = [key for plan in granted for key in plan.stale]
+    return outcomes if await ctx.try_commit(checks=checks, puts=puts, deletes=deletes, entries=entries) else None
 
 
 async def _read(
     ctx: Context, caller: Caller, wanted: bytes, vms: tuple[str, ...], versions: Mapping[str, int]
 ) -> _Snapshot:
     name = caller.name
-    keys = [SESSIONS.key(name), HOSTS.key(name), LAUNCHES.key(name)]
+    keys = [SESSIONS.key(name), HOSTS.key(name), LAUNCHES.key(name), EVENT_HEADS.key(name)]
     keys += [vm_key(vm) for vm in vms]
     keys += [LEASES.key(vm) for vm in vms]
     keys += [old_key(vm, version) for vm, version in versions.items()]
@@ -119,7 +125,8 @@ async def _read(
     (session,) = await ctx.records.open(SESSIONS, items[:1])
     (host,) = await ctx.records.open(HOSTS, items[1:2])
     (launches,) = await ctx.records.open(LAUNCHES, items[2:3])
-    items = items[3:]
+    (head,) = await ctx.records.open(EVENT_HEADS, items[3:4])
+    items = items[4:]
     error = _refuse_caller(caller, host, session, wanted, ctx.now())
     if error is not None or session is None or host is None:
         refusal = error or unknown_host(name)
@@ -133,6 +140,7 @@ async def _read(
         olds={vm: old for vm, old in olds.items() if not _is_current(keys_of[vm], versions[vm])},
         leases=dict(zip(vms, leases, strict=True)),
         launched=launched_configs(launches.value if launches else None, session.value),
+        as_of=head.value.last if head else 0,
         checks=(session.check, host.check),
     )
 
@@ -227,9 +235,14 @@ def _plan(
         session=session.session,
         version=asked.record.key_version,
         expires_at=min(expires_at, asked.attributes.readable_until or expires_at),
+        grace=policy.value.grace,
+        as_of=snapshot.as_of,
     )
     checks = (key.check, loaded.check if loaded else Check(LEASES.key(vm), 0))
-    return _Plan(vm, checks if asked is key else (*checks, asked.check), asked.record, policy.value, granted)
+    # A lease without grace was granted before its host had an index.
+    before = lease.host if lease is not None and lease.grace else None
+    index = held(session.host, vm, before)
+    return _Plan(vm, checks if asked is key else (*checks, asked.check), asked.record, policy.value, granted, *index)
 
 
 def _refuse_state(key: StoredVm, asked: StoredVm, host: str, lease: Lease | None, now: int) -> tuple[Reason, ...]:
@@ -289,6 +302,7 @@ def _release(plan: _Plan, released: Released) -> Release:
         grace=plan.policy.grace,
         wrapped_key=b64encode(released.wrapped),
         mac=b64encode(released.mac),
+        as_of=plan.lease.as_of,
     )
 
 

@@ -5,10 +5,12 @@ All raise what ``Transport.call`` raises. Pages: pass the last page's ``next`` a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
+from keypeer.errors import KeypeerClientError
+from keypeer.eventstream import listen_on
 from keypeer.transport import Transport
 from keypeer.wire import messages as m
 from keypeer.wire.proposals import Decision
@@ -65,6 +67,28 @@ class AsyncClient(Transport):
         """Up to 10,000 VMs' keys, each decided on its own."""
         body = m.BatchReleaseRequest(session=session, vms=tuple(vms))
         return await self.call("POST", "/v1/releases", m.BatchRelease, body, repeat=True)
+
+    # ── events ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def host_events(self, host: str, after: int = 0, limit: int = PAGE_DEFAULT) -> m.EventPage:
+        """A page of what a host should hear; a host may ask about itself."""
+        query = {"after": after, "limit": limit}
+        return await self.call("GET", f"/v1/hosts/{_name(host)}/events", m.EventPage, query=query, repeat=True)
+
+    async def events(self, after: int = 0, limit: int = PAGE_DEFAULT) -> m.EventPage:
+        """A page of what happened to trust in hosts."""
+        return await self.call("GET", "/v1/events", m.EventPage, query={"after": after, "limit": limit}, repeat=True)
+
+    def listen(
+        self,
+        host: str | None = None,
+        last: int | None = None,
+        trouble: Callable[[KeypeerClientError | None], None] = lambda _: None,
+    ) -> AsyncGenerator[m.HostEvent, None]:
+        """The events of ``host``, or of all, without end; from now on, or after the ``last``-th. Connections that break
+        are made again, and no event is lost (``resync`` says so where one was). ``trouble`` hears why there is none."""
+        path = "/v1/events" if host is None else f"/v1/hosts/{_name(host)}/events"
+        return listen_on(self, path, last, trouble)
 
     # ── hosts and geo-tags ─────────────────────────────────────────────────────────────────────────────────────
 

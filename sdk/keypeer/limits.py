@@ -12,6 +12,12 @@ ATTEMPTS_MAX = 4  # count, for calls that may be repeated
 RETRY_FIRST_S = 0.2  # seconds before the second attempt; doubles
 RETRY_AFTER_MAX_S = 10.0  # seconds; a longer Retry-After is the caller's to wait for
 
+# ── event streams ──────────────────────────────────────────────────────────────────────────────────────────────
+EVENT_BYTES_MAX = 1024 * 1024  # bytes of one event; 300 VMs' names and 16 reasons have some 30 KB
+STREAM_SILENCE_S = 30.0  # seconds without a byte after which a stream is given up; the service sends one every 10
+STREAM_RETRY_S = 0.5  # seconds before a stream is connected again; doubles to STREAM_RETRY_MAX_S
+STREAM_RETRY_MAX_S = 10.0  # seconds
+
 # ── TPM ────────────────────────────────────────────────────────────────────────────────────────────────────────
 TPM_CALL_S = 120.0  # seconds for one visit to the TPM; RSA-2048 key generation takes slow chips up to a minute
 TPM_LOCK_S = 60.0  # seconds to wait for another process of this agent to leave the TPM

@@ -29,6 +29,8 @@ GET    /v1/hosts/{host}/geo-tag                         staff host
 GET    /v1/hosts/{host}/appraisal-token                 staff host
 GET    /v1/keys                                         anyone
 GET    /v1/geo-tags                                     staff
+GET    /v1/hosts/{host}/events                          staff host
+GET    /v1/events                                       staff
 PUT    /v1/baselines/{name}                             officer : baseline.put
 POST   /v1/baselines/{name}/record                      officer : baseline.record
 POST   /v1/baselines/{name}/approve                     officer : baseline.approve

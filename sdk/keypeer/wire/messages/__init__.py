@@ -58,6 +58,7 @@ from keypeer.wire.messages.enrolment import (
     EnrolResult,
     HostStatus,
 )
+from keypeer.wire.messages.events import EventPage, HostEvent
 from keypeer.wire.messages.hosts import (
     AppraisalToken,
     EvidenceView,
@@ -171,6 +172,7 @@ __all__ = [
     "EnrolRequest",
     "EnrolResult",
     "EnrolmentToken",
+    "EventPage",
     "EvidenceView",
     "ExpectHost",
     "Explanation",
@@ -181,6 +183,7 @@ __all__ = [
     "GeoTagView",
     "GeoView",
     "HealthCheck",
+    "HostEvent",
     "HostPage",
     "HostStatus",
     "HostView",

@@ -1,0 +1,92 @@
+"""How a host hears that trust in it ended, and how its leases end with it.
+
+Each host has a log of events, numbered from 1 without gaps. An event is put there by the very commit that is its cause,
+together with the log's head; whoever has the number of the last event that he heard misses none, as long as no more
+than limits.EVENTS_KEPT came since.
+
+All of a host's leases end by one number: the head names the last event that ended them all, each lease the last event
+before it was granted. So a host with ten thousand leases loses them in as short a commit as one with none. Where a
+host's leases are is in ``held/<host>/<vm>``, a hint that is put with a lease and deleted with what took its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from kms import limits
+from kms.domain import HostEventHead, StoredEvent
+from kms.errors import Reason
+from kms.records import EVENT_HEADS, EVENTS, EVENTS_OUT, Loaded, held_key
+from kms.store.port import Check
+
+NO_EVENTS = HostEventHead()
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Change(NamedTuple):
+    """Parts of a commit."""
+
+    checks: tuple[Check, ...] = ()
+    puts: tuple[tuple[bytes, bytes], ...] = ()
+    deletes: tuple[bytes, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.checks or self.puts or self.deletes)
+
+
+class HostLog(NamedTuple):
+    """A host's event log as read: its head, and the check that it is still this one."""
+
+    host: str
+    head: HostEventHead
+    check: Check
+
+    def tell(self, events: Sequence[StoredEvent], *, trusted: bool | None = None) -> Change:
+        """The commit's part that appends ``events``, whose numbers are given here. ``trusted``: what the head says of
+        the host from now on; None: as before."""
+        last, ended_all = self.head.last, self.head.ended_all
+        puts, deletes = [], []
+        for number, event in enumerate(events, start=last + 1):
+            told: StoredEvent = msgspec.structs.replace(event, number=number)
+            value = _encode(told)
+            puts += [(EVENTS.key(event_name(self.host, number)), value)]
+            puts += [(EVENTS_OUT.key(event_name(self.host, number)), value)]
+            if number > limits.EVENTS_KEPT:
+                deletes.append(EVENTS.key(event_name(self.host, number - limits.EVENTS_KEPT)))
+            last, ended_all = number, number if event.ends == "all" else ended_all
+        head = HostEventHead(last, ended_all, self.head.trusted if trusted is None else trusted)
+        if head == self.head:
+            return Change()
+        return Change((self.check,), ((EVENT_HEADS.key(self.host), _encode(head)), *puts), tuple(deletes))
+
+    def end_all(self, event: str, at: float, *, session: bool, reasons: Sequence[Reason] = (), why: str = "") -> Change:
+        """Ends all leases of the host and tells it; nothing when there was nothing to end. ``session``: it has one."""
+        if not (self.head.trusted or session):
+            return Change()
+        told = StoredEvent(0, at, self.host, event, ends="all", reasons=_few(reasons), why=why)
+        return self.tell([told], trusted=False)
+
+
+def host_log(host: str, head: Loaded[HostEventHead] | None) -> HostLog:
+    """The log whose head was read."""
+    key = EVENT_HEADS.key(host)
+    return HostLog(host, head.value if head else NO_EVENTS, head.check if head else Check(key, 0))
+
+
+def event_name(host: str, number: int) -> str:
+    """An event's name among its kind; a host's sort by number."""
+    return f"{host}/{number:016d}"
+
+
+def held(host: str, vm: str, before: str | None) -> tuple[tuple[tuple[bytes, bytes], ...], tuple[bytes, ...]]:
+    """What to put and to delete so that ``vm`` is found among ``host``'s leases; ``before``: whose it was."""
+    if before == host:
+        return (), ()
+    return ((held_key(host, vm), b""),), (held_key(before, vm),) if before is not None else ()
+
+
+def _few(reasons: Sequence[Reason]) -> tuple[tuple[str, str, str, str], ...]:
+    return tuple((each.id, each.asked, each.found, each.mend) for each in reasons[: limits.EVENT_REASONS_MAX])
