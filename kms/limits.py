@@ -255,6 +255,7 @@ EVENT_REASONS_MAX = 16  # reasons told with an event
 FLEET_EVENTS_KEPT = 100_000  # events of all hosts, some 300 bytes each
 FLEET_STEP_S = 0.1  # seconds between looks for events that the fleet's log hasn't got; an empty look is one read
 FLEET_STEP_MAX = 500  # events moved into the fleet's log at a time
+RENEW_PAGE = 1000  # leases renewed a call; SCAN_MAX, and some 0.1 s
 STREAM_HEARTBEAT_S = 10.0  # seconds between signs of life on a stream; an agent reconnects after three were missed
 STREAM_LIFE_S = 3600.0  # seconds after which a stream ends, so that who listens is asked for anew
 STREAM_WRITE_S = 20.0  # seconds that a listener may leave an event unread

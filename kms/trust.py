@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from kms import limits
-from kms.domain import HostEventHead, StoredEvent
+from kms.domain import HostEventHead, Lease, StoredEvent
 from kms.errors import Reason
 from kms.records import EVENT_HEADS, EVENTS, EVENTS_OUT, Loaded, held_key
 from kms.store.port import Check
@@ -81,12 +81,32 @@ def event_name(host: str, number: int) -> str:
     return f"{host}/{number:016d}"
 
 
-def held(host: str, vm: str, before: str | None) -> tuple[tuple[tuple[bytes, bytes], ...], tuple[bytes, ...]]:
-    """What to put and to delete so that ``vm`` is found among ``host``'s leases; ``before``: whose it was."""
-    if before == host:
+def held(
+    host: str, vm: str, live: Lease | None, before: Lease | None
+) -> tuple[tuple[tuple[bytes, bytes], ...], tuple[bytes, ...]]:
+    """What to put and to delete so that ``vm`` is found among ``host``'s leases. ``before`` is the lease that there
+    was, ``live`` the same where it is ``host``'s own still."""
+    if live is not None and live.grace:  # one without grace was granted before there was an index
         return (), ()
-    return ((held_key(host, vm), b""),), (held_key(before, vm),) if before is not None else ()
+    other = before is not None and before.host != host
+    return ((held_key(host, vm), b""),), (held_key(before.host, vm),) if before is not None and other else ()
 
 
 def _few(reasons: Sequence[Reason]) -> tuple[tuple[str, str, str, str], ...]:
     return tuple((each.id, each.asked, each.found, each.mend) for each in reasons[: limits.EVENT_REASONS_MAX])
+
+
+def lease_events(
+    host: str, at: float, ended: Sequence[tuple[str, tuple[Reason, ...]]], why: str = ""
+) -> list[StoredEvent]:
+    """Events that tell which leases ended, each with the distinct ones of their reasons."""
+    events = []
+    for start in range(0, len(ended), limits.EVENT_VMS_MAX):
+        part = ended[start : start + limits.EVENT_VMS_MAX]
+        reasons = {reason.id: reason for _, each in part for reason in each}
+        vms = tuple(vm for vm, _ in part)
+        told = StoredEvent(
+            0, at, host, "lease.ended", ends="some", vms=vms, reasons=_few(tuple(reasons.values())), why=why
+        )
+        events.append(told)
+    return events

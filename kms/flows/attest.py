@@ -42,6 +42,9 @@ from kms.trust import Change, host_log
 from kms.views import appraisal_view, log_positions
 
 _ACTION = "host.attest"
+# What an honest agent does now and then, and mends at once: it proved the tag before the current one, or left out what
+# it thought was known. Its session ends and nothing is renewed, but its VMs aren't stopped for it.
+_MENDABLE = {"geo.superseded", "binding.missing"}
 _encode = msgspec.msgpack.Encoder().encode
 _session_record = msgspec.msgpack.Decoder(SessionRecord)
 
@@ -154,7 +157,9 @@ async def _refuse(
     puts = await ctx.records.seal(records)
     entry = ctx.entry(caller, _ACTION, "refused", host=caller.name, error=error)
     log = host_log(caller.name, await ctx.records.load(EVENT_HEADS, caller.name))
-    ended = log.end_all("host.refused", ctx.clock(), session=state.session is not None, reasons=reasons)
+    ended = Change()
+    if not {reason.id for reason in reasons} <= _MENDABLE:
+        ended = log.end_all("host.refused", ctx.clock(), session=state.session is not None, reasons=reasons)
     if await ctx.try_commit(
         checks=[*state.checks(), *ended.checks],
         puts=[*puts, *ended.puts],

@@ -19,12 +19,12 @@ from keypeer.wire.encoding import b64decode, b64encode
 from keypeer.wire.messages import Release
 from kms import limits
 from kms.custody.port import KeyRecord, OperationError, Released, Rewrap, SessionRecord
-from kms.domain import AttestationSession, EnrolledHost, GeoFacts, Lease
+from kms.domain import AttestationSession, Lease
 from kms.errors import KeypeerError, NotFound, Reason, Refused, Unavailable
-from kms.flows.context import Caller, Context, conflict, host_refusal, unknown_host, unknown_vm
-from kms.keys.leases import grant_lease, refuse_lease
+from kms.flows.context import Caller, Context, conflict, session_refusal, unknown_host, unknown_vm
+from kms.keys.leases import grant_lease, is_held, refuse_lease
 from kms.keys.lifecycle import refuse_old_release, refuse_release
-from kms.policy.decide import decide, decide_config
+from kms.policy.decide import decide, decide_config, lease_end
 from kms.policy.model import Policy
 from kms.records import EVENT_HEADS, HOSTS, LAUNCHES, LEASES, SESSIONS, Loaded, load_policy, old_key, vm_key
 from kms.store.port import Check, Item
@@ -63,6 +63,7 @@ class _Snapshot:
     leases: dict[str, Loaded[Lease] | None]
     launched: Mapping[str, bytes]
     as_of: int  # the last of the host's events; each one that ends leases ends the session too, or changes them
+    ended_all: int  # the last of them that ended all
     checks: tuple[Check, ...]
 
 
@@ -127,7 +128,7 @@ async def _read(
     (launches,) = await ctx.records.open(LAUNCHES, items[2:3])
     (head,) = await ctx.records.open(EVENT_HEADS, items[3:4])
     items = items[4:]
-    error = _refuse_caller(caller, host, session, wanted, ctx.now())
+    error = session_refusal(host.value if host else None, session.value if session else None, caller, wanted, ctx.now())
     if error is not None or session is None or host is None:
         refusal = error or unknown_host(name)
         raise await ctx.refuse(caller, _ACTION, refusal, host=name, vm=vms[0] if len(vms) == 1 else "")
@@ -141,6 +142,7 @@ async def _read(
         leases=dict(zip(vms, leases, strict=True)),
         launched=launched_configs(launches.value if launches else None, session.value),
         as_of=head.value.last if head else 0,
+        ended_all=head.value.ended_all if head else 0,
         checks=(session.check, host.check),
     )
 
@@ -154,37 +156,6 @@ def _opened(item: Item | None) -> StoredVm | KeypeerError | None:
 
 def _is_current(key: StoredVm | KeypeerError | None, version: int) -> bool:
     return isinstance(key, StoredVm) and key.record.key_version == version
-
-
-def _refuse_caller(
-    caller: Caller,
-    host: Loaded[EnrolledHost] | None,
-    session: Loaded[AttestationSession] | None,
-    wanted: bytes,
-    now: int,
-) -> KeypeerError | None:
-    error = host_refusal(host.value if host else None, caller, now)
-    if error is not None:
-        return error
-    if session is None or session.value.session != wanted:
-        return Refused(
-            "session.unknown",
-            f"host {caller.name} has no such attestation session: it ended, or a newer one replaced it",
-            hint="attest again (keypeer agent attest)",
-        )
-    if session.value.certificate_sha256 != caller.certificate_sha256:
-        return Refused(
-            "session.certificate",
-            f"the session of host {caller.name} was made over another client certificate",
-            hint="attest with the certificate that you release with",
-        )
-    if session.value.expires_at <= now:
-        return Refused(
-            "session.expired",
-            f"the session of host {caller.name} ended {now - session.value.expires_at} s ago",
-            hint="attest again (keypeer agent attest)",
-        )
-    return None
 
 
 async def _policies(ctx: Context, snapshot: _Snapshot) -> dict[str, Loaded[Policy] | None]:
@@ -228,7 +199,7 @@ def _plan(
             hint=reasons[0].mend,
             reasons=reasons,
         )
-    expires_at = _lease_end(policy.value, session.appraisal.geo, now)
+    expires_at = lease_end(policy.value, session.appraisal.geo, now)
     granted = grant_lease(
         lease,
         host=session.host,
@@ -239,9 +210,7 @@ def _plan(
         as_of=snapshot.as_of,
     )
     checks = (key.check, loaded.check if loaded else Check(LEASES.key(vm), 0))
-    # A lease without grace was granted before its host had an index.
-    before = lease.host if lease is not None and lease.grace else None
-    index = held(session.host, vm, before)
+    index = held(session.host, vm, lease if is_held(lease, session.host, snapshot.ended_all, now) else None, lease)
     return _Plan(vm, checks if asked is key else (*checks, asked.check), asked.record, policy.value, granted, *index)
 
 
@@ -258,14 +227,6 @@ def _unknown_version(vm: str, current: int) -> NotFound:
         f"VM {vm} has no key of that version, or none any more; the current one is {current}",
         hint="keypeer vm show tells its versions",
     )
-
-
-def _lease_end(policy: Policy, geo: GeoFacts | None, now: int) -> int:
-    # A lease never outlives the tag that it was granted on, where the policy asks for a place.
-    expires_at = now + policy.lease
-    if policy.countries is None or geo is None:
-        return expires_at
-    return min(expires_at, geo.expires_at, geo.issued_at + policy.max_tag_age)
 
 
 async def _rewrap(

@@ -6,6 +6,7 @@ All raise what ``Transport.call`` raises. Pages: pass the last page's ``next`` a
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
@@ -88,7 +89,12 @@ class AsyncClient(Transport):
         """The events of ``host``, or of all, without end; from now on, or after the ``last``-th. Connections that break
         are made again, and no event is lost (``resync`` says so where one was). ``trouble`` hears why there is none."""
         path = "/v1/events" if host is None else f"/v1/hosts/{_name(host)}/events"
-        return listen_on(self, path, last, trouble)
+        return listen_on(lambda: nullcontext(self), path, last, trouble)
+
+    async def renew_leases(self, session: str, after: str | None = None) -> m.RenewedLeases:
+        """Renews a page of the host's leases; pass its ``next`` as ``after``."""
+        body = m.RenewLeases(session=session, after=after)
+        return await self.call("POST", "/v1/leases/renew", m.RenewedLeases, body, repeat=True)
 
     # ── hosts and geo-tags ─────────────────────────────────────────────────────────────────────────────────────
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 
 import msgspec
@@ -91,25 +91,23 @@ async def listen(transport: Transport, path: str, last: int | None) -> AsyncGene
 
 
 async def listen_on(
-    transport: Transport,
+    connect: Callable[[], AbstractAsyncContextManager[Transport]],
     path: str,
     last: int | None = None,
     trouble: Callable[[KeypeerClientError | None], None] = lambda _: None,
 ) -> AsyncGenerator[HostEvent, None]:
-    """Events from the ``last``-th on, without end and without a gap. ``trouble`` hears why there is no connection, and
-    None when there is one again. Raises AnswerError alone: what answers isn't this service."""
+    """Events from the ``last``-th on, without end and without a gap. ``connect`` is asked for each connection;
+    ``trouble`` hears why there is none, and None when there is one again."""
     delay = limits.STREAM_RETRY_S
     while True:
         try:
-            async with aclosing(listen(transport, path, last)) as events:
+            async with connect() as transport, aclosing(listen(transport, path, last)) as events:
                 async for event in events:
                     trouble(None)
                     delay = limits.STREAM_RETRY_S
                     if event is not None:
                         last = event.id
                         yield event
-        except AnswerError:
-            raise
         except KeypeerClientError as error:
             trouble(error)
         else:

@@ -18,6 +18,18 @@ STREAM_SILENCE_S = 30.0  # seconds without a byte after which a stream is given 
 STREAM_RETRY_S = 0.5  # seconds before a stream is connected again; doubles to STREAM_RETRY_MAX_S
 STREAM_RETRY_MAX_S = 10.0  # seconds
 
+# ── the daemon ─────────────────────────────────────────────────────────────────────────────────────────────────
+SECRET_ARENA_BYTES = 64 * 1024  # bytes asked of memfd_secret at a time; room for 1,024 keys
+HOOK_MAX_S = 3600.0  # seconds; an evacuation takes minutes
+HOOKS_AT_ONCE = 16  # programs; a host that is revoked may have thousands of VMs
+JUDGE_S = 0.5  # seconds between looks at the leases' ends; events are acted on at once
+ATTEST_RETRY_S = 2.0  # seconds after an attestation that reached nobody; doubles to what the service said
+ATTEST_MIN_S = 1.0  # seconds between attestations, whatever asks for them
+LOCAL_REQUEST_BYTES_MAX = 2 * 1024 * 1024  # bytes of a helper's line; a configuration has 1 MiB at most, in base64
+LOCAL_ANSWER_BYTES_MAX = 8 * 1024 * 1024  # bytes of an answer; a status of 10,000 VMs has 2 MB
+LOCAL_CONNECTIONS_MAX = 64  # helpers at a time
+LOCAL_CALL_S = 180.0  # seconds; a launch waits for the TPM, see TPM_CALL_S
+
 # ── TPM ────────────────────────────────────────────────────────────────────────────────────────────────────────
 TPM_CALL_S = 120.0  # seconds for one visit to the TPM; RSA-2048 key generation takes slow chips up to a minute
 TPM_LOCK_S = 60.0  # seconds to wait for another process of this agent to leave the TPM

@@ -31,6 +31,7 @@ GET    /v1/keys                                         anyone
 GET    /v1/geo-tags                                     staff
 GET    /v1/hosts/{host}/events                          staff host
 GET    /v1/events                                       staff
+POST   /v1/leases/renew                                 host
 PUT    /v1/baselines/{name}                             officer : baseline.put
 POST   /v1/baselines/{name}/record                      officer : baseline.record
 POST   /v1/baselines/{name}/approve                     officer : baseline.approve

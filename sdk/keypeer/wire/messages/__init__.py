@@ -21,6 +21,8 @@ from keypeer.wire.messages.approvals import (
     StaffRole,
 )
 from keypeer.wire.messages.attestation import (
+    ATTEST_IN_S,
+    ATTEST_JITTER_S,
     AppraisalView,
     AttestRequest,
     AttestResult,
@@ -58,7 +60,14 @@ from keypeer.wire.messages.enrolment import (
     EnrolResult,
     HostStatus,
 )
-from keypeer.wire.messages.events import EventPage, HostEvent
+from keypeer.wire.messages.events import (
+    EndedLease,
+    EventPage,
+    HostEvent,
+    RenewedLease,
+    RenewedLeases,
+    RenewLeases,
+)
 from keypeer.wire.messages.hosts import (
     AppraisalToken,
     EvidenceView,
@@ -135,6 +144,8 @@ from keypeer.wire.messages.signing import (
 from keypeer.wire.messages.store import AcceptRollback, LogHeadView, RollbackView
 
 __all__ = [
+    "ATTEST_IN_S",
+    "ATTEST_JITTER_S",
     "BATCH_MAX",
     "AcceptRollback",
     "ActivateRequest",
@@ -168,6 +179,7 @@ __all__ = [
     "DestroyedVersion",
     "DifferenceView",
     "Differences",
+    "EndedLease",
     "EnrolChallenge",
     "EnrolRequest",
     "EnrolResult",
@@ -224,7 +236,10 @@ __all__ = [
     "RecordBaseline",
     "Release",
     "ReleaseRequest",
+    "RenewLeases",
     "RenewPrincipal",
+    "RenewedLease",
+    "RenewedLeases",
     "Request",
     "RetireVersion",
     "RevokeHost",

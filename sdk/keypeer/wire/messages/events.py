@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from keypeer.wire.messages.base import Answer, ReasonView
+from keypeer.wire.messages.base import Answer, ReasonView, Request
+from keypeer.wire.types import Seconds, SmallBytes, UnixSeconds, VmId
 
 # Of a stream itself, not of a host: where it begins, and that events were lost.
 STREAM, RESYNC = "stream", "resync"
@@ -35,3 +36,39 @@ class EventPage(Answer, frozen=True, kw_only=True):
     last: int
     lost: bool = False
     next: str | None = None
+
+
+class RenewLeases(Request, frozen=True, kw_only=True):
+    """Renews the caller's leases, a page of them: those after the VM ``after``."""
+
+    session: SmallBytes
+    after: VmId | None = None
+
+
+class RenewedLease(Answer, frozen=True, kw_only=True):
+    """A lease that lasts on."""
+
+    vm: VmId
+    version: int
+    generation: int
+    lease_expires_at: UnixSeconds
+    grace: Seconds
+
+
+class EndedLease(Answer, frozen=True, kw_only=True):
+    """A lease that doesn't, and why."""
+
+    vm: VmId
+    reasons: tuple[ReasonView, ...]
+
+
+class RenewedLeases(Answer, frozen=True, kw_only=True):
+    """A page of the host's leases: renewed, ended (drop their keys), or ``waiting`` for fresher evidence (attest, and
+    renew again). A VM that no page names has no lease here. ``as_of`` as in Release; ``now`` is the service's time."""
+
+    items: tuple[RenewedLease, ...]
+    ended: tuple[EndedLease, ...] = ()
+    waiting: tuple[EndedLease, ...] = ()
+    as_of: int
+    now: UnixSeconds
+    next: VmId | None = None
