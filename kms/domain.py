@@ -399,6 +399,16 @@ class StoredEvent(Record, frozen=True):
     why: str = ""
 
 
+class TrustCheck(Record, frozen=True):
+    """Hosts whose leases are to be looked at: under one ``policy``, ``all``, one ``host``, or all of them told to
+    attest (``runtime``). ``after`` is the last one that was."""
+
+    what: Literal["policy", "all", "host", "runtime"]
+    policy: str = ""
+    host: str = ""
+    after: str = ""
+
+
 class FleetHead(Record, frozen=True):
     """The number of the fleet log's last event."""
 

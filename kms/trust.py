@@ -17,11 +17,12 @@ from typing import NamedTuple
 import msgspec
 
 from kms import limits
-from kms.domain import HostEventHead, Lease, StoredEvent
+from kms.domain import AppraisalFacts, HostEventHead, Lease, StoredEvent, TrustCheck
 from kms.errors import Reason
-from kms.records import EVENT_HEADS, EVENTS, EVENTS_OUT, Loaded, held_key
+from kms.records import EVENT_HEADS, EVENTS, EVENTS_OUT, TRUST_CHECKS, Loaded, held_key, tampered
 from kms.store.port import Check
 
+DUE_PREFIX = b"trust-due/"  # by time and host: when a tag ends
 NO_EVENTS = HostEventHead()
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -62,11 +63,20 @@ class HostLog(NamedTuple):
             return Change()
         return Change((self.check,), ((EVENT_HEADS.key(self.host), _encode(head)), *puts), tuple(deletes))
 
-    def end_all(self, event: str, at: float, *, session: bool, reasons: Sequence[Reason] = (), why: str = "") -> Change:
+    def end_all(
+        self,
+        event: str,
+        at: float,
+        *,
+        session: bool,
+        reasons: Sequence[Reason] = (),
+        why: str = "",
+        attest: bool = False,
+    ) -> Change:
         """Ends all leases of the host and tells it; nothing when there was nothing to end. ``session``: it has one."""
         if not (self.head.trusted or session):
             return Change()
-        told = StoredEvent(0, at, self.host, event, ends="all", reasons=_few(reasons), why=why)
+        told = StoredEvent(0, at, self.host, event, ends="all", attest=attest, reasons=_few(reasons), why=why)
         return self.tell([told], trusted=False)
 
 
@@ -110,3 +120,35 @@ def lease_events(
         )
         events.append(told)
     return events
+
+
+def check_later(check: TrustCheck) -> tuple[bytes, bytes]:
+    """What to put so that the background process looks at whom a change may concern (kms.flows.trust_checks)."""
+    return TRUST_CHECKS.key(f"{check.what}/{check.policy or check.host}"), _encode(check)
+
+
+def due_key(time: int, host: str) -> bytes:
+    """Where it stands that a host's tag ends."""
+    return b"%s%012d/%s" % (DUE_PREFIX, time, host.encode())
+
+
+def read_due(key: bytes) -> tuple[int, str]:
+    """The inverse of ``due_key``; raises ``store.tampered`` for what is none."""
+    try:
+        _, time, host = key.decode().split("/")
+        return int(time), host
+    except ValueError:
+        raise tampered(key) from None
+
+
+def concerns_policies(before: AppraisalFacts | None, after: AppraisalFacts) -> bool:
+    """Whether a policy may decide otherwise on ``after`` than on ``before``, but for how old it is."""
+    if before is None:
+        return True
+    return _judged(before) != _judged(after)
+
+
+def _judged(facts: AppraisalFacts) -> tuple[object, ...]:
+    runtime = tuple((each.policy, each.reasons) for each in facts.runtime)
+    boot = facts.boot.secure_boot if facts.boot else None
+    return facts.baselines, facts.geo, boot, facts.drtm, runtime, facts.manufacturer, facts.firmware

@@ -20,6 +20,7 @@ from kms.domain import (
     OutstandingNonces,
     Refusal,
     StoredEvent,
+    TrustCheck,
 )
 from kms.errors import KeypeerError, NoVerdict, Reason, Refused
 from kms.evidence.appraise import Appraisal, Proven, Untrusted, appraise
@@ -38,7 +39,7 @@ from kms.records import (
     keys_in_use,
 )
 from kms.signing_keys import SigningKey, links
-from kms.trust import Change, host_log
+from kms.trust import Change, check_later, concerns_policies, host_log
 from kms.views import appraisal_view, log_positions
 
 _ACTION = "host.attest"
@@ -208,9 +209,13 @@ async def _grant(
         },
     )
     told = await _tell(ctx, state, verdict)
+    look = []
+    # One of whom something is told held nothing until now, or nothing any more.
+    if not told and concerns_policies(state.session.value.appraisal if state.session else None, facts):
+        look.append(check_later(TrustCheck("host", host=caller.name)))
     if not await ctx.try_commit(
         checks=[*state.checks(), geo.check, fence, *told.checks],
-        puts=[*puts, *told.puts],
+        puts=[*puts, *told.puts, *look],
         deletes=[REFUSALS.key(caller.name), *told.deletes],
         entries=[entry],
     ):
