@@ -46,6 +46,7 @@ _ACTION = "host.attest"
 # What an honest agent does now and then, and mends at once: it proved the tag before the current one, or left out what
 # it thought was known. Its session ends and nothing is renewed, but its VMs aren't stopped for it.
 _MENDABLE = {"geo.superseded", "binding.missing"}
+_BY_CLOCK = {"geo.expired", "geo.not_yet_valid"}  # the service's own fault, while its clock stands wrong
 _encode = msgspec.msgpack.Encoder().encode
 _session_record = msgspec.msgpack.Decoder(SessionRecord)
 
@@ -159,7 +160,8 @@ async def _refuse(
     entry = ctx.entry(caller, _ACTION, "refused", host=caller.name, error=error)
     log = host_log(caller.name, await ctx.records.load(EVENT_HEADS, caller.name))
     ended = Change()
-    if not {reason.id for reason in reasons} <= _MENDABLE:
+    mendable = _MENDABLE | (_BY_CLOCK if abs(ctx.clock_set_by()) > limits.CLOCK_STEP_MAX_S else set())
+    if not {reason.id for reason in reasons} <= mendable:
         ended = log.end_all("host.refused", ctx.clock(), session=state.session is not None, reasons=reasons)
     if await ctx.try_commit(
         checks=[*state.checks(), *ended.checks],

@@ -22,6 +22,7 @@ STREAM_RETRY_MAX_S = 10.0  # seconds
 SECRET_ARENA_BYTES = 64 * 1024  # bytes asked of memfd_secret at a time; room for 1,024 keys
 HOOK_MAX_S = 3600.0  # seconds; an evacuation takes minutes
 HOOKS_AT_ONCE = 16  # programs; a host that is revoked may have thousands of VMs
+SERVICE_CLOCK_MOVED_S = 5.0  # seconds by which the service's clock may seem to move between two attestations
 JUDGE_S = 0.5  # seconds between looks at the leases' ends; events are acted on at once
 ATTEST_RETRY_S = 2.0  # seconds after an attestation that reached nobody; doubles to what the service said
 ATTEST_MIN_S = 1.0  # seconds between attestations, whatever asks for them

@@ -98,9 +98,11 @@ class Daemon:
         self._reasons: dict[str, str] = {}
         self._dropped: deque[DroppedFacts] = deque(maxlen=_DROPPED_TOLD)
         self._trouble = _Trouble()
-        self._attest_now = asyncio.Event()
+        self._asked = False  # to attest now
+        self._replan = asyncio.Event()
         self._doubtful = len(self._ledger) > 0  # leases that only the service can tell the end of
         self._look_for_tag = True  # at the start and when the service asks; a newer one is noticed by its refusal too
+        self._ahead = 0.0
         self._attested_at: float | None = None
         self._attested = False
         self._streaming = False
@@ -137,7 +139,7 @@ class Daemon:
     async def _attest(self) -> None:
         retry = limits.ATTEST_RETRY_S
         while True:
-            self._attest_now.clear()
+            self._asked = False
             started, after = self._clock(), float(ATTEST_IN_S)
             try:
                 after = await self._attest_once()
@@ -149,10 +151,21 @@ class Daemon:
                     self._deny_all(error.code, error)
                 elif isinstance(error, ServiceUnavailable):
                     after, retry = min(retry, after), 2 * retry
+            await asyncio.sleep(max(0.0, limits.ATTEST_MIN_S - (self._clock() - started)))
+            await self._until_due(started + after)
+
+    async def _until_due(self, due: float) -> None:
+        """Returns at ``due``, or when a lease is half over, or when somebody asked."""
+        while not self._asked:
+            left = due - self._clock()
+            if self._attested and not self._doubtful:
+                left = min(left, self._until_half_over())
+            if left <= 0:
+                return
+            self._replan.clear()
             try:
-                async with asyncio.timeout(after):
-                    await self._attest_now.wait()
-                await asyncio.sleep(max(0.0, limits.ATTEST_MIN_S - (self._clock() - started)))
+                async with asyncio.timeout(left):
+                    await self._replan.wait()
             except TimeoutError:
                 continue
 
@@ -164,9 +177,11 @@ class Daemon:
         result = await self._agent.attest()
         self._attested, self._attested_at = True, self._clock()
         self._trouble.note("attest", None)
-        if self._agent.service_ahead is not None:
-            self._ledger.note(ahead=self._agent.service_ahead)
-        if self._doubtful or self._half_over():
+        ahead = self._agent.service_ahead
+        if ahead is not None and abs(ahead - self._ahead) > limits.SERVICE_CLOCK_MOVED_S:
+            self._doubtful = True  # somebody set the service's clock: hear from it how long the leases last
+            self._ahead = ahead
+        if self._doubtful or self._until_half_over() <= 0:
             try:
                 await self._renew()
             except KeypeerClientError as error:  # the next attestation is followed by another attempt
@@ -174,11 +189,13 @@ class Daemon:
                 self._trouble.note("renew", error)
                 return limits.ATTEST_RETRY_S
             self._trouble.note("renew", None)
-        return max(limits.ATTEST_MIN_S, result.attest_in - random.random() * result.attest_jitter)  # noqa: S311 - no secret
+        early = random.random() * result.attest_jitter  # noqa: S311 - no secret
+        return result.attest_in - early
 
-    def _half_over(self) -> bool:
-        now = self._now()
-        return now is not None and any(held.expires_at - now < held.granted_for / 2 for held in self._ledger)
+    def _until_half_over(self) -> float:
+        """Seconds until the first lease is half over."""
+        now = self._clock()
+        return min((held.ends - held.granted_for / 2 - now for held in self._ledger), default=float("inf"))
 
     async def _renew(self) -> None:
         """All leases; what the service doesn't name among them is held no more. Raises KeypeerClientError."""
@@ -188,22 +205,22 @@ class Daemon:
             return
         named: set[str] = set()
         waiting = False
+        begun = before = self._clock()
         async with aclosing(self._agent.renew_leases()) as pages:
             async for page in pages:
-                named.update(self._renewed(page))
+                named.update(self._renewed(page, before))
                 waiting = waiting or bool(page.waiting)
-                self._judge_all()
+                before = self._clock()
         self._doubtful = waiting
-        now = self._now()
-        if now is not None:
-            self._heard = Heard(self._heard.ended_all, self._ended, now)
+        self._heard = Heard(self._heard.ended_all, self._ended, begun)
         for vm, as_of in asked.items():
             held = self._ledger.get(vm)
             if held is not None and held.as_of == as_of and vm not in named:
                 self._deny(held, "lease.unknown: the service knows of no lease of this host on it")
         self._judge_all()
 
-    def _renewed(self, page: RenewedLeases) -> set[str]:
+    def _renewed(self, page: RenewedLeases, before: float) -> set[str]:
+        """Notes what a page says that was asked for at ``before``; the VMs that have a lease still."""
         longer = []
         for lease in page.items:
             held = self._ledger.get(lease.vm)
@@ -213,7 +230,7 @@ class Daemon:
                         vm=lease.vm,
                         version=held.version,
                         generation=lease.generation,
-                        expires_at=lease.lease_expires_at,
+                        ends=before + lease.lease_expires_at - page.now,
                         grace=lease.grace,
                         as_of=max(held.as_of, page.as_of),
                         granted_for=lease.lease_expires_at - page.now,
@@ -256,8 +273,9 @@ class Daemon:
         self._doubtful = self._doubtful or event.event == RESYNC
         if event.attest or event.event == RESYNC:
             self._look_for_tag = True
-            self._attest_now.set()
-        self._ledger.note(last=event.id)
+            self._asked = True
+            self._replan.set()
+        self._ledger.note(event.id)
 
     def _deny_all(self, code: str, error: KeypeerClientError) -> None:
         for held in self._ledger:
@@ -280,15 +298,8 @@ class Daemon:
                 told = self._clock()
             await asyncio.sleep(limits.JUDGE_S)
 
-    def _now(self) -> float | None:
-        """By the service's clock; None before anybody told it."""
-        return None if self._ledger.ahead is None else self._clock() + self._ledger.ahead
-
     def _verdict(self, held: Held) -> Verdict:
-        now = self._now()
-        if now is None:
-            now = float("-inf")  # nothing was granted without an attestation that told the time
-        return judge(held.vm, held.terms, self._heard, now)
+        return judge(held.vm, held.terms, self._heard, self._clock())
 
     def _judge_all(self, since: float | None = None) -> None:
         since = self._clock() if since is None else since
@@ -355,30 +366,29 @@ class Daemon:
         if config is not None or held is None or vm not in self._keys or self._verdict(held) is not Verdict.KEEP:
             held = await self._release(vm)
         key = self._keys[vm]
-        now = self._now() or 0.0
         facts = KeyFacts(
             vm=vm,
             version=held.version,
             size=key.size,
             generation=held.generation,
-            seconds_left=held.expires_at - now,
+            seconds_left=held.ends - self._clock(),
             grace=held.grace,
         )
         return LocalAnswer(ok=True, key=facts), sealed_copy(key.secret.view())
 
     async def _release(self, vm: str) -> Held:
         with await self._agent.release(vm) as key:
-            if self._agent.service_ahead is not None:
-                self._ledger.note(ahead=self._agent.service_ahead)
-            now = self._now() or 0.0
+            if self._agent.service_ahead is None:
+                raise AssertionError("a release comes after an attestation")
+            ends = key.lease_expires_at - self._agent.service_ahead
             held = Held(
                 vm=vm,
                 version=key.version,
                 generation=key.generation,
-                expires_at=key.lease_expires_at,
+                ends=ends,
                 grace=key.grace,
                 as_of=key.as_of,
-                granted_for=key.lease_expires_at - now,
+                granted_for=ends - self._clock(),
             )
             verdict = self._verdict(held)
             if verdict.drops:  # an event overtook the release
@@ -387,10 +397,11 @@ class Daemon:
             self._ledger.hold(held)
             self._warned.discard(vm)
             self._keys[vm] = _Key(self._memory.keep(key.view()), key.size)
+            self._replan.set()
         return held
 
     def _status(self) -> AgentStatus:
-        now, clock = self._now(), self._clock()
+        clock = self._clock()
         return AgentStatus(
             host=self._agent.state.settings.host,
             pid=os.getpid(),
@@ -406,7 +417,7 @@ class Daemon:
                     vm=held.vm,
                     version=held.version,
                     generation=held.generation,
-                    seconds_left=None if now is None else held.expires_at - now,
+                    seconds_left=held.ends - clock,
                     grace=held.grace,
                     verdict=self._verdict(held).value,
                     key=held.vm in self._keys,

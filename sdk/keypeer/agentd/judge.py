@@ -30,10 +30,9 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """A lease as granted: until when (seconds of the service's clock), the grace after it, and the last of the host's
-    events when it was."""
+    """A lease as granted: its end and the grace after it in seconds, and the last of the host's events when it was."""
 
-    expires_at: float
+    ends: float
     grace: float
     as_of: int
 
@@ -49,11 +48,11 @@ class Heard:
 
 
 def judge(vm: str, terms: Terms, heard: Heard, now: float) -> Verdict:
-    """``now`` by the service's clock."""
+    """All times by one clock that nobody sets (CLOCK_BOOTTIME)."""
     if max(heard.ended_all, heard.ended.get(vm, 0)) > terms.as_of:
         return Verdict.DENIED
-    if now < terms.expires_at:
+    if now < terms.ends:
         return Verdict.KEEP
-    if heard.answered_at >= terms.expires_at:
+    if heard.answered_at >= terms.ends:
         return Verdict.LAPSED
-    return Verdict.SILENT if now < terms.expires_at + terms.grace else Verdict.EXPIRED
+    return Verdict.SILENT if now < terms.ends + terms.grace else Verdict.EXPIRED

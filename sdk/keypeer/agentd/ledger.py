@@ -22,12 +22,13 @@ _SPARE_LINES = 1000  # lines more than twice what is held before the file is wri
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One VM's lease. ``granted_for``: seconds from its grant to its end."""
+    """One VM's lease. ``ends``: by CLOCK_BOOTTIME, which no one sets; ``granted_for``: seconds from its grant until
+    then."""
 
     vm: str
     version: int
     generation: int
-    expires_at: float
+    ends: float
     grace: float
     as_of: int
     granted_for: float = 0.0
@@ -35,16 +36,15 @@ class Held(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def terms(self) -> Terms:
         """What is judged."""
-        return Terms(self.expires_at, self.grace, self.as_of)
+        return Terms(self.ends, self.grace, self.as_of)
 
 
 class _Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line: a boot, a VM held or dropped, how far the service's clock is ahead of uptime, the last event."""
+    """One line: a boot, a VM held or dropped, the last event."""
 
     boot: str | None = None
     held: Held | None = None
     dropped: str | None = None
-    ahead: float | None = None
     last: int | None = None
 
 
@@ -64,7 +64,6 @@ class Ledger:
         self._path = folder / _FILE
         self._boot = boot
         self._held: dict[str, Held] = {}
-        self.ahead: float | None = None
         self.last: int | None = None
         self._lines = 0
         self._read()
@@ -91,11 +90,10 @@ class Ledger:
         if self._held.pop(vm, None) is not None:
             self._append([_Line(dropped=vm)])
 
-    def note(self, *, ahead: float | None = None, last: int | None = None) -> None:
-        """Notes how far the service's clock is ahead of uptime, and the last event that was acted on."""
-        self.ahead = self.ahead if ahead is None else ahead
-        self.last = self.last if last is None else last
-        self._append([_Line(ahead=ahead, last=last)])
+    def note(self, last: int) -> None:
+        """Notes the last event that was acted on."""
+        self.last = last
+        self._append([_Line(last=last)])
 
     def close(self) -> None:
         """Nothing is noted after it."""
@@ -112,7 +110,7 @@ class Ledger:
 
     def _rewrite(self) -> None:
         draft = self._path.with_suffix(".new")
-        lines = [_Line(boot=self._boot), _Line(ahead=self.ahead, last=self.last)]
+        lines = [_Line(boot=self._boot), _Line(last=self.last)]
         lines += [_Line(held=lease) for lease in self._held.values()]
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(b"".join(_encode(line) + b"\n" for line in lines))
@@ -138,5 +136,4 @@ class Ledger:
             self._held[line.held.vm] = line.held
         if line.dropped is not None:
             self._held.pop(line.dropped, None)
-        self.ahead = line.ahead if line.ahead is not None else self.ahead
         self.last = line.last if line.last is not None else self.last

@@ -59,7 +59,7 @@ class HeldFacts(msgspec.Struct, frozen=True, kw_only=True):
     vm: str
     version: int
     generation: int
-    seconds_left: float | None
+    seconds_left: float
     grace: float
     verdict: str
     key: bool

@@ -214,6 +214,10 @@ def status(folder: Path | None, host: str | None, home: Path | None, as_json: bo
     run_in_words(work, as_json=as_json)
 
 
+def _yes(what: bool) -> str:
+    return "yes" if what else "no"
+
+
 def _tell_status(status: AgentStatus) -> None:
     ago = "never" if status.attested_ago is None else f"{status.attested_ago:.0f} s ago"
     output.facts(
@@ -226,10 +230,9 @@ def _tell_status(status: AgentStatus) -> None:
         ]
     )
     columns = ("vm", "version", "generation", "lease", "verdict", "key here")
-    left = [("" if held.seconds_left is None else f"{held.seconds_left:.0f} s") for held in status.held]
     rows = [
-        (held.vm, str(held.version), str(held.generation), lease, held.verdict, "yes" if held.key else "no")
-        for held, lease in zip(status.held, left, strict=True)
+        (each.vm, str(each.version), str(each.generation), f"{each.seconds_left:.0f} s", each.verdict, _yes(each.key))
+        for each in status.held
     ]
     output.table("held", columns, rows)
     if status.dropped:

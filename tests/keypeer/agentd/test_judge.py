@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from keypeer.agentd.judge import Heard, Terms, Verdict, judge
 
-TERMS = Terms(expires_at=1000.0, grace=300.0, as_of=5)
+TERMS = Terms(ends=1000.0, grace=300.0, as_of=5)
 SILENCE = float("-inf")
 
 
@@ -62,10 +62,10 @@ def test_an_event_after_the_grant_is_obeyed_at_any_time_and_an_older_one_never(
 
 @given(terms, times)
 def test_a_silent_service_costs_nothing_before_lease_and_grace_are_over(terms: Terms, now: float) -> None:
-    assert judge("web-1", terms, Heard(), now).drops == (now >= terms.expires_at + terms.grace)
+    assert judge("web-1", terms, Heard(), now).drops == (now >= terms.ends + terms.grace)
 
 
 @given(terms, heards, times)
 def test_no_key_is_kept_past_lease_and_grace(terms: Terms, heard: Heard, now: float) -> None:
-    if now >= terms.expires_at + terms.grace:
+    if now >= terms.ends + terms.grace:
         assert judge("web-1", terms, heard, now).drops

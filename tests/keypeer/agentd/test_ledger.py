@@ -11,26 +11,26 @@ from hypothesis import strategies as st
 from keypeer.agentd.ledger import Held, Ledger
 
 
-def held(vm: str, expires_at: float = 1000.0) -> Held:
-    return Held(vm=vm, version=1, generation=2, expires_at=expires_at, grace=300.0, as_of=4, granted_for=600.0)
+def held(vm: str, ends: float = 1000.0) -> Held:
+    return Held(vm=vm, version=1, generation=2, ends=ends, grace=300.0, as_of=4, granted_for=600.0)
 
 
 def test_a_killed_agent_knows_what_it_held(tmp_path: Path) -> None:
     first = Ledger(tmp_path, "boot-1")
     first.hold(held("web-1"), held("web-2"))
-    first.note(ahead=12.5, last=7)
+    first.note(7)
     first.drop("web-2")
     again = Ledger(tmp_path, "boot-1")
     assert list(again) == [held("web-1")]
-    assert (again.ahead, again.last) == (12.5, 7)
+    assert again.last == 7
 
 
 def test_another_boot_begins_with_nothing(tmp_path: Path) -> None:
     first = Ledger(tmp_path, "boot-1")
     first.hold(held("web-1"))
-    first.note(ahead=1.0, last=3)
+    first.note(3)
     again = Ledger(tmp_path, "boot-2")
-    assert (list(again), again.ahead, again.last) == ([], None, None)
+    assert (list(again), again.last) == ([], None)
     assert list(Ledger(tmp_path, "boot-2")) == []
 
 
@@ -48,7 +48,7 @@ def test_the_journal_stays_in_proportion_and_is_its_owners_alone(tmp_path: Path)
     journal = tmp_path / "held.journal"
     assert len(journal.read_bytes().splitlines()) < 2000
     assert journal.stat().st_mode & 0o777 == 0o600
-    assert [each.expires_at for each in Ledger(tmp_path, "boot-1")] == [4999.0]
+    assert [each.ends for each in Ledger(tmp_path, "boot-1")] == [4999.0]
 
 
 acts = st.lists(st.tuples(st.sampled_from(["hold", "drop", "die"]), st.sampled_from("abc"), st.integers(0, 99)))
