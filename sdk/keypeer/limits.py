@@ -57,3 +57,4 @@ IMAGE_CHUNK_BYTES = 1024 * 1024  # bytes; larger ones are no faster, and a page 
 IMAGE_CHUNK_BYTES_MIN = 4096  # bytes; a page
 IMAGE_CHUNK_BYTES_MAX = 16 * 1024 * 1024  # bytes held at once, three times over
 IMAGE_HEADER_BYTES_MAX = 4096  # bytes; names are bounded, so that headers have some 300
+XTS_UNIT_BYTES = 1024 * 1024  # bytes; smaller ones are slower, a cipher context each. IEEE 1619 §5.1 allows 16 MiB

@@ -4,5 +4,16 @@ from keypeer.image.errors import ImageError
 from keypeer.image.format import Header, ImageInfo, read_header
 from keypeer.image.reader import ImageReader, decrypt
 from keypeer.image.writer import encrypt
+from keypeer.image.xts import decrypt_xts, encrypt_xts
 
-__all__ = ["Header", "ImageError", "ImageInfo", "ImageReader", "decrypt", "encrypt", "read_header"]
+__all__ = [
+    "Header",
+    "ImageError",
+    "ImageInfo",
+    "ImageReader",
+    "decrypt",
+    "decrypt_xts",
+    "encrypt",
+    "encrypt_xts",
+    "read_header",
+]
