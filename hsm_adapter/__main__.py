@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             settings.module,
             settings.token_label,
             partial(read_pin, settings.pin),
+            lock=settings.lock_path,
             self_test_interval=settings.self_test_interval,
         )
         engine.start()

@@ -14,6 +14,8 @@ SESSION_LABEL: Final = b"keypeer/session/v1"
 MAC_LABEL: Final = b"keypeer/mac/v1"
 RELEASE_LABEL: Final = b"keypeer/release/v1"
 GRANT_LABEL: Final = b"keypeer/grant/v1"
+SESSION_KEY_LABEL: Final = b"keypeer/session-key/v1"
+KEY_BACKUP_LABEL: Final = b"keypeer/key-backup/v1"
 _FIELD_BYTES_MAX: Final = 0xFFFF  # bytes; the length is a u16
 
 
@@ -64,6 +66,37 @@ def grant_bytes(
         + field(oaep_hash.encode())
         + field(encapsulated_key)
         + field(wrapped_mac_key)
+    )
+
+
+def session_key_bytes(version: int, before: bytes, after: bytes) -> bytes:
+    """Under the signature by which a version of the session key pair names the next one: both SubjectPublicKeyInfo
+    DER. A host that pinned the one accepts the other."""
+    return SESSION_KEY_LABEL + version.to_bytes(4, "big") + field(before) + field(after)
+
+
+def key_backup_bytes(
+    key: str,
+    version: int,
+    oaep_hash: str,
+    transport: bytes,
+    wrapped: bytes,
+    public_key: bytes,
+    recovery: str,
+    signer: bytes,
+) -> bytes:
+    """Under the signature of a long-lived key's backup: which key it is, and that a worker or the provisioning took it.
+    Without that, whoever can write to where backups lie adds a newest KEK of his own."""
+    return (
+        KEY_BACKUP_LABEL
+        + field(key.encode())
+        + version.to_bytes(4, "big")
+        + field(oaep_hash.encode())
+        + field(transport)
+        + field(wrapped)
+        + field(public_key)
+        + field(recovery.encode())
+        + field(signer)
     )
 
 

@@ -43,6 +43,10 @@ _ffi.cdef(
     typedef CK_ULONG (*DestroyObject)(CK_ULONG session, CK_ULONG object);
     typedef CK_ULONG (*SignInit)(CK_ULONG session, CK_MECHANISM *mechanism, CK_ULONG key);
     typedef CK_ULONG (*Sign)(CK_ULONG session, const CK_BYTE *data, CK_ULONG data_len, CK_BYTE *out, CK_ULONG *len);
+    typedef CK_ULONG (*GetAttributeValue)(CK_ULONG session, CK_ULONG object, CK_ATTRIBUTE *, CK_ULONG count);
+    typedef CK_ULONG (*DigestInit)(CK_ULONG session, CK_MECHANISM *mechanism);
+    typedef CK_ULONG (*DigestKey)(CK_ULONG session, CK_ULONG key);
+    typedef CK_ULONG (*DigestFinal)(CK_ULONG session, CK_BYTE *out, CK_ULONG *len);
     typedef CK_ULONG (*GenerateKey)(CK_ULONG session, CK_MECHANISM *, CK_ATTRIBUTE *, CK_ULONG count, CK_ULONG *key);
     typedef CK_ULONG (*WrapKey)(CK_ULONG session, CK_MECHANISM *, CK_ULONG wrapping_key, CK_ULONG key, CK_BYTE *out,
         CK_ULONG *len);
@@ -77,19 +81,23 @@ class Mechanism:
 
 
 class Template:
-    """A CK_ATTRIBUTE array built once out of booleans and CK_ULONGs, the only kinds that key templates here need."""
+    """A CK_ATTRIBUTE array built once out of booleans, CK_ULONGs and bytes, the only kinds that templates here need."""
 
     __slots__ = ("count", "keep", "pointer")
 
-    def __init__(self, attributes: Mapping[int, bool | int]) -> None:
+    def __init__(self, attributes: Mapping[int, bool | int | bytes]) -> None:
         self.count = len(attributes)
         self.pointer = _ffi.new("CK_ATTRIBUTE[]", self.count)
-        self.keep = [
-            _ffi.new("CK_BYTE *", value) if isinstance(value, bool) else _ffi.new("CK_ULONG *", value)
-            for value in attributes.values()
-        ]
-        for entry, number, value in zip(self.pointer, attributes, self.keep, strict=True):
-            entry.type, entry.pValue, entry.ulValueLen = number, value, _ffi.sizeof(_ffi.typeof(value).item)
+        self.keep = [_held(value) for value in attributes.values()]
+        for entry, number, (value, size) in zip(self.pointer, attributes, self.keep, strict=True):
+            entry.type, entry.pValue, entry.ulValueLen = number, value, size
+
+
+def _held(value: bool | int | bytes) -> tuple[Any, int]:
+    if isinstance(value, bytes):
+        return _ffi.new("CK_BYTE[]", value), len(value)
+    held = _ffi.new("CK_BYTE *" if isinstance(value, bool) else "CK_ULONG *", value)
+    return held, _ffi.sizeof(_ffi.typeof(held).item)
 
 
 class Module:
@@ -132,9 +140,12 @@ class Session:
         self._generate = module.function("GenerateKey")
         self._wrap = module.function("WrapKey")
         self._unwrap = module.function("UnwrapKey")
+        self._get = module.function("GetAttributeValue")
+        self._digest = tuple(module.function(name) for name in ("DigestInit", "DigestKey", "DigestFinal"))
+        self._sha256 = Mechanism(0x250).pointer  # CKM_SHA256, PKCS #11 v3.0 §2.22
         self._hmac = Mechanism(0x251).pointer  # CKM_SHA256_HMAC, PKCS #11 v3.0 §2.22
-        # One buffer for every output: an RSA-2048 ciphertext is the longest. None of them is a secret in the clear.
-        self._out = _ffi.new("CK_BYTE[]", limits.RSA_MODULUS_BYTES)
+        # One buffer for every output: an RSA ciphertext is the longest. None of them is a secret in the clear.
+        self._out = _ffi.new("CK_BYTE[]", limits.OUTPUT_BYTES_MAX)
         self._out_view = _ffi.buffer(self._out)
         self._length = _ffi.new("CK_ULONG *")
         self._key = _ffi.new("CK_ULONG *")
@@ -143,10 +154,29 @@ class Session:
         """HMAC-SHA-256 of ``data``, 32 bytes."""
         if rv := self._sign_init(self._handle, self._hmac, key):
             raise CryptokiError(rv, "C_SignInit")
-        self._length[0] = limits.RSA_MODULUS_BYTES
+        self._length[0] = limits.OUTPUT_BYTES_MAX
         if rv := self._sign(self._handle, data, len(data), self._out, self._length):
             raise CryptokiError(rv, "C_Sign")
         return self._taken()
+
+    def digest(self, key: int) -> bytes:
+        """SHA-256 of a secret key's value. As good as the value for telling keys apart: it goes nowhere."""
+        start, take, finish = self._digest
+        if rv := start(self._handle, self._sha256):
+            raise CryptokiError(rv, "C_DigestInit")
+        taken = take(self._handle, key)
+        self._length[0] = limits.OUTPUT_BYTES_MAX
+        rv = finish(self._handle, self._out, self._length)  # also after a refusal: no operation stays open
+        if taken or rv:
+            raise CryptokiError(taken or rv, "C_DigestKey" if taken else "C_DigestFinal")
+        return self._taken()
+
+    def value_length(self, key: int) -> int:
+        """CKA_VALUE_LEN in bytes, 0 where the token doesn't tell it."""
+        length = _ffi.new("CK_ULONG *", 0)
+        attribute = _ffi.new("CK_ATTRIBUTE *", (0x161, length, _ffi.sizeof("CK_ULONG")))
+        refused = self._get(self._handle, key, attribute, 1)
+        return 0 if refused else int(length[0])
 
     def generate(self, mechanism: Mechanism, template: Template) -> int:
         """A new secret key's handle."""
@@ -156,7 +186,7 @@ class Session:
 
     def wrap(self, mechanism: Mechanism, wrapping_key: int, key: int) -> bytes:
         """``key`` wrapped by ``wrapping_key``."""
-        self._length[0] = limits.RSA_MODULUS_BYTES
+        self._length[0] = limits.OUTPUT_BYTES_MAX
         if rv := self._wrap(self._handle, mechanism.pointer, wrapping_key, key, self._out, self._length):
             raise CryptokiError(rv, "C_WrapKey")
         return self._taken()

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -46,7 +47,8 @@ class Serving:
 class Engine:
     """Executes operations on the token labelled ``label`` of the module at ``path``.
 
-    ``read_pin`` is called once; ``clock`` gives seconds and never goes back.
+    ``read_pin`` is called once; ``lock`` is held to change the token (lock.py); ``clock`` gives seconds and never goes
+    back.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Engine:
         label: str,
         read_pin: Callable[[], Pin],
         *,
+        lock: Path | None = None,
         self_test_interval: float = limits.SELF_TEST_INTERVAL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -62,6 +65,7 @@ class Engine:
         self._path = path
         self._label = label
         self._read_pin = read_pin
+        self._lock = lock
         self._interval = self_test_interval
         self._clock = clock
         self._pin: Pin | None = None
@@ -86,7 +90,7 @@ class Engine:
 
     def execute(self, operation: p.Operation) -> p.Result:
         """The operation's result, or an OperationError; never raises HsmError."""
-        if isinstance(operation, p.Ping):
+        if isinstance(operation, p.Ping | p.Background):
             return self._pong()
         self.operations += 1
         try:
@@ -190,7 +194,7 @@ class Engine:
             self._library = Library(self._path)
         else:
             self._library.reinitialize()
-        token = Token(self._library, self._label, self._pin)
+        token = Token(self._library, self._label, self._pin, self._lock)
         if self._capabilities is None:
             self._capabilities = token.capabilities()
         can = self._capabilities

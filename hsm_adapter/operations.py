@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hmac import compare_digest
 from typing import Any, Final
 
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from pkcs11 import Mechanism as Number
-
-from hsm_adapter import canonical, limits, mechanisms
+from hsm_adapter import anchor, canonical, limits, mechanisms
 from hsm_adapter import protocol as p
-from hsm_adapter.errors import BadRequest, HsmError, RecordTampered
+from hsm_adapter.errors import BadRequest, CryptokiError, HsmError, RecordTampered
+from hsm_adapter.keys import label_of
+from hsm_adapter.longlived import create_version, destroy_labelled
 from hsm_adapter.mechanisms import RFC5649_OVERHEAD, Capabilities
 from hsm_adapter.sessions import Sessions, session_bytes
+from hsm_adapter.signing import ecdsa, ed25519
 from hsm_adapter.token import Token
 from hsm_adapter.translate import translated
 
@@ -37,6 +36,13 @@ class Operations:
             p.Sign: self.sign,
             p.Random: self.random,
             p.Describe: self.describe,
+            p.Amend: self.amend,
+            p.RewrapKek: self.rewrap_kek,
+            p.ImportKey: self.import_key,
+            p.ReadAnchor: self.read_anchor,
+            p.WriteAnchor: self.write_anchor,
+            p.MakeVersion: self.make_version,
+            p.DestroyVersion: self.destroy_version,
         }
 
     def run(self, operation: p.Operation) -> p.Result:
@@ -88,9 +94,49 @@ class Operations:
 
     def create_key(self, operation: p.CreateKey) -> p.KeyRecord:
         """Generate, wrap under the newest KEK, bind every field under the newest record MAC."""
-        new = operation.key
+        size = operation.key.size
+        vm_key = self._fast.generate(mechanisms.GENERATE_VM_KEY_WITH[size], mechanisms.GENERATE_VM_KEY[size])
+        return self._bind_new(operation.key, vm_key)
+
+    def import_key(self, operation: p.ImportKey) -> p.KeyRecord:
+        """As ``create_key``, of a key that opens under the import key and has the bytes that it should have."""
+        size = operation.key.size
+        vm_key = self._fast.unwrap(
+            self._capabilities.oaep, self._token.importing(), operation.wrapped, mechanisms.UNWRAP_VM_KEY[size]
+        )
+        try:
+            fits = self._has_size(vm_key, size)
+        except HsmError:
+            self._fast.destroy_all(vm_key)
+            raise
+        if not fits:
+            self._fast.destroy(vm_key)
+            raise BadRequest(f"the key that was wrapped hasn't {size} bytes")
+        return self._bind_new(operation.key, vm_key)
+
+    def _has_size(self, vm_key: int, size: int) -> bool:
+        """Whether a key from elsewhere has ``size`` bytes. SoftHSM 2.6 doesn't tell, and zero-pads a shorter one when
+        it wraps it: there, what its wrap opens to must be the same key."""
+        fast, kek = self._fast, self._token.kek(self._token.keys.current_kek)
+        if length := fast.value_length(vm_key):
+            return length == size
+        try:
+            wrapped = fast.wrap(self._key_wrap, kek, vm_key)
+        except CryptokiError as error:
+            if error.name not in ("KEY_SIZE_RANGE", "KEY_NOT_WRAPPABLE"):
+                raise
+            return False  # an empty one
+        if len(wrapped) != size + RFC5649_OVERHEAD:
+            return False
+        again = fast.unwrap(self._key_wrap, kek, wrapped, mechanisms.UNWRAP_VM_KEY[size])
+        try:
+            return compare_digest(fast.digest(vm_key), fast.digest(again))
+        finally:
+            fast.destroy(again)
+
+    def _bind_new(self, new: p.NewKey, vm_key: int) -> p.KeyRecord:
+        """Destroys ``vm_key`` in the token, however it ends."""
         kek, mac_key = self._token.keys.current_kek, self._token.keys.current_mac
-        vm_key = self._fast.generate(mechanisms.GENERATE_VM_KEY_WITH[new.size], mechanisms.GENERATE_VM_KEY[new.size])
         try:
             wrapped = self._wrap(self._token.kek(kek), vm_key, new.size)
         finally:
@@ -98,6 +144,45 @@ class Operations:
         bound = canonical.key_record_bytes(new.vm, new.key_version, new.size, new.attributes, kek, wrapped)
         mac = self._fast.hmac(self._token.mac(mac_key), bound)
         return p.KeyRecord(new.vm, new.key_version, new.size, new.attributes, kek, mac_key, wrapped, mac)
+
+    def amend(self, operation: p.Amend) -> p.KeyRecord:
+        """The record's own MAC first: nothing that this token didn't bind gets another binding."""
+        record = operation.record
+        self._verify_key(record)
+        return self._bound(record, operation.attributes, record.kek, record.wrapped)
+
+    def rewrap_kek(self, operation: p.RewrapKek) -> p.KeyRecord:
+        """As ``amend``, and under the newest KEK. The new wrap is opened and its key wrapped under the old KEK again:
+        RFC 5649 has no randomness, so only the same key gives the same bytes."""
+        record = operation.record
+        self._verify_key(record)
+        self._token.kek(record.kek)  # before asking which is the newest: this search may find newer ones
+        kek, mac_key = self._token.keys.current_kek, self._token.keys.current_mac
+        if (record.kek, record.mac_key) == (kek, mac_key):
+            return record
+        if record.kek == kek:
+            return self._bound(record, record.attributes, kek, record.wrapped)
+        old, new = self._token.kek(record.kek), self._token.kek(kek)
+        wrapped = self._carried_over(old, new, record.wrapped, record.size)
+        if self._carried_over(new, old, wrapped, record.size) != record.wrapped:
+            raise HsmError("hsm.rewrap_failed", f"what KEK {kek} wrapped isn't the key that KEK {record.kek} held")
+        return self._bound(record, record.attributes, kek, wrapped)
+
+    def _carried_over(self, old: int, new: int, wrapped: bytes, size: int) -> bytes:
+        fast = self._fast
+        key = fast.unwrap(self._key_wrap, old, wrapped, mechanisms.UNWRAP_VM_KEY[size])
+        try:
+            return self._wrap(new, key, size)
+        finally:
+            fast.destroy(key)
+
+    def _bound(self, record: p.KeyRecord, attributes: bytes, kek: int, wrapped: bytes) -> p.KeyRecord:
+        mac_key = self._token.keys.current_mac
+        vm, version, size = record.vm, record.key_version, record.size
+        mac = self._fast.hmac(
+            self._token.mac(mac_key), canonical.key_record_bytes(vm, version, size, attributes, kek, wrapped)
+        )
+        return p.KeyRecord(vm, version, size, attributes, kek, mac_key, wrapped, mac)
 
     def open_session(self, operation: p.OpenSession) -> p.OpenedSession:
         """Make both keys of a session: for the host under its TPM's key, for later Rewraps under the KEK."""
@@ -121,7 +206,7 @@ class Operations:
                 encapsulated_key=encapsulated,
                 oaep_hash=oaep_hash,
                 wrapped_mac_key=wrapped_mac_key,
-                signature=self._ecdsa("session", grant),
+                signature=self._ecdsa("session", grant, operation.signed_by),
             )
 
     def _session_record(self, operation: p.OpenSession, key: int, mac_key: int) -> p.SessionRecord:
@@ -158,17 +243,43 @@ class Operations:
 
     def sign(self, operation: p.Sign) -> p.Signature:
         """By any key that callers may ask for."""
-        if operation.key != "audit":
-            return p.Signature(self._ecdsa(operation.key, operation.data))
-        with translated("C_Sign"):
-            return p.Signature(self._token.keys.signing["audit"].sign(operation.data, mechanism=Number.EDDSA))
+        key = self._token.signing(operation.key, operation.version)
+        return p.Signature((ed25519 if operation.key == "audit" else ecdsa)(key, operation.data))
 
-    def _ecdsa(self, name: str, data: bytes) -> bytes:
-        """SoftHSM 2.6 has no ECDSA with a hash built in, so SHA-256 runs here: ``data`` is no secret."""
-        with translated("C_Sign"):
-            raw = self._token.keys.signing[name].sign(hashlib.sha256(data).digest(), mechanism=Number.ECDSA)
-        half = len(raw) // 2  # PKCS #11 v3.0 §2.3.1: r ‖ s of equal length
-        return encode_dss_signature(int.from_bytes(raw[:half], "big"), int.from_bytes(raw[half:], "big"))
+    def make_version(self, operation: p.MakeVersion) -> p.MadeVersion:
+        """Only past the newest: a number that was destroyed, or passed over, never comes back as another key. A session
+        key's comes with what the one before says of it, and of nothing else."""
+        name, version = operation.key, operation.version
+        with self._token.changing_keys() as session:
+            there = self._token.keys.versions(name)
+            made, backup = version not in there, b""
+            if made and not max(there) < version <= max(there) + limits.KEY_VERSION_STEP_MAX:
+                raise BadRequest(f"the newest version of keypeer/{name} is {max(there)}; {version} can't come after it")
+            if made:
+                backup = create_version(session, name, version, self._token.backups(session, self._capabilities))
+        public = self._token.keys.signing_public.get(name, {}).get(version, b"")
+        return p.MadeVersion(made, backup, public, self._endorsement(version) if name == "session" else b"")
+
+    def _endorsement(self, version: int) -> bytes:
+        keys = self._token.keys.signing_public["session"]
+        before = max((other for other in keys if other < version), default=0)
+        if not before:
+            return b""
+        return self._ecdsa("session", canonical.session_key_bytes(version, keys[before], keys[version]), before)
+
+    def destroy_version(self, operation: p.DestroyVersion) -> p.Destroyed:
+        """Every half of it, unless it is the newest: that one is in use, and its number tells which come next."""
+        name, version = operation.key, operation.version
+        with self._token.changing_keys() as session:
+            there = self._token.keys.versions(name)
+            if version == max(there):
+                raise BadRequest(f"version {version} is the newest of keypeer/{name}, which is in use")
+            destroy_labelled(session, label_of(name, version))  # also what a killed destroyer left
+        self.forget_sessions()  # those under it don't live on in this worker's table
+        return p.Destroyed(version in there)
+
+    def _ecdsa(self, name: str, data: bytes, version: int = 0) -> bytes:
+        return ecdsa(self._token.signing(name, version), data)
 
     def random(self, operation: p.Random) -> p.RandomBytes:
         """Of the token's own generator."""
@@ -190,7 +301,17 @@ class Operations:
             kek_versions=tuple(keys.keks),
             mac_key_versions=tuple(keys.macs),
             public_keys=keys.public_keys,
+            signing_versions=keys.signing_public,
         )
+
+    def read_anchor(self, _: p.ReadAnchor) -> p.Anchor:
+        """Read anew each time: another worker may have written it."""
+        return anchor.read_anchor(self._token.session)
+
+    def write_anchor(self, operation: p.WriteAnchor) -> p.Anchor:
+        """See anchor.py."""
+        with self._token.writable() as session:
+            return anchor.write_anchor(session, p.Anchor(operation.size, operation.root), force=operation.force)
 
     # ── helpers ────────────────────────────────────────────────────────────────────────────────────────────────
 

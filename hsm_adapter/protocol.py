@@ -83,13 +83,15 @@ class CreateKey(Struct, frozen=True, array_like=True, tag=True):
 
 
 class OpenSession(Struct, frozen=True, array_like=True, tag=True):
-    """Make a session's keys for the host whose binding key has this RSA-2048 public part → :class:`OpenedSession`."""
+    """Make a session's keys for the host whose binding key has this RSA-2048 public part → :class:`OpenedSession`.
+    ``signed_by``: the version of the session key pair that signs the grant, 0: the newest."""
 
     session: SessionId
     host: Name
     binding_name: BindingName
     modulus: Modulus
     exponent: U32
+    signed_by: Annotated[int, Meta(ge=0, le=limits.KEY_VERSION_MAX)] = 0
 
 
 class Rewrap(Struct, frozen=True, array_like=True, tag=True):
@@ -143,15 +145,19 @@ class ImportKey(Struct, frozen=True, array_like=True, tag=True):
 
 
 class MakeVersion(Struct, frozen=True, array_like=True, tag=True):
-    """Make version ``version`` of a long-lived key in the token, unless it is there → :class:`MadeVersion`."""
+    """Make version ``version`` of a long-lived key in the token, unless it is there → :class:`MadeVersion`. Refused
+    unless it comes after the newest, by limits.KEY_VERSION_STEP_MAX at most: no number ever means another key. Workers
+    that don't know it yet find it when they first see a record under it; they wrap with it from their next Describe or
+    self-test on."""
 
     key: VersionedKey
     version: Version
 
 
 class DestroyVersion(Struct, frozen=True, array_like=True, tag=True):
-    """Destroy a version of a long-lived key in the token, if it is there and isn't the only one → :class:`Destroyed`.
-    The caller has checked that nothing needs it."""
+    """Destroy a version of a long-lived key in the token, if it is there → :class:`Destroyed`. Refused for the newest.
+    The caller has checked that nothing needs it, and has asked every worker to Describe since a newer one was made: one
+    that wasn't asked goes on wrapping with its copy for limits.SELF_TEST_INTERVAL_S."""
 
     key: VersionedKey
     version: Version
@@ -184,6 +190,11 @@ class Ping(Struct, frozen=True, array_like=True, tag=True):
     """Ask for the worker's health without touching the token → :class:`Pong`."""
 
 
+class Background(Struct, frozen=True, array_like=True, tag=True):
+    """From the next frame on, this connection is served when no other has a frame waiting, or every
+    limits.BACKGROUND_STARVE_S → :class:`Pong`. For long work beside that of callers who wait."""
+
+
 class Describe(Struct, frozen=True, array_like=True, tag=True):
     """Look the token over again, new key versions included → :class:`Description`."""
 
@@ -205,6 +216,7 @@ Operation = (
     | DestroyVersion
     | ReadAnchor
     | WriteAnchor
+    | Background
 )
 
 
@@ -287,11 +299,14 @@ class Description(Struct, frozen=True, array_like=True, tag=True):
 
 class MadeVersion(Struct, frozen=True, array_like=True, tag=True):
     """``made``: False when it was there. ``backup``: the key for break-glass, wrapped to the token's recovery key; b""
-    when the token has none, or the key was there already. ``public_key``: SubjectPublicKeyInfo DER of a key pair."""
+    when the token has none, or the key was there already. ``public_key``: SubjectPublicKeyInfo DER of a key pair.
+    ``endorsement`` of ``session``: the version before signs the new one (canonical.session_key_bytes), DER; b"" where
+    there is none before."""
 
     made: bool
     backup: bytes
     public_key: bytes
+    endorsement: bytes = b""
 
 
 class Destroyed(Struct, frozen=True, array_like=True, tag=True):

@@ -25,11 +25,17 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     token_label: Annotated[str, Meta(min_length=1, max_length=limits.TOKEN_LABEL_BYTES)]
     pin: str  # a PIN source: pin.read_pin
     socket: str  # path of the Unix socket this worker listens on
+    lock: str = ""  # file that processes hold to change the token; default: token.lock beside the socket
     allowed_uids: tuple[Annotated[int, Meta(ge=0)], ...] = ()  # who may connect; () means our own uid alone
     environment: dict[str, str] = {}  # set before the module loads: SOFTHSM2_CONF and its like
     recycle_after: Annotated[int, Meta(ge=1)] = limits.RECYCLE_AFTER_OPERATIONS  # operations
     self_test_interval: Seconds = limits.SELF_TEST_INTERVAL_S
     exit_with_parent: bool = False  # SIGTERM when the parent dies, for a worker that a supervisor starts
+
+    @property
+    def lock_path(self) -> Path:
+        """The token's lock, one file for all processes that may change the token."""
+        return Path(self.lock) if self.lock else Path(self.socket).parent / "token.lock"
 
     @property
     def uids(self) -> frozenset[int]:

@@ -1,7 +1,8 @@
 """The worker's loop: one thread, one Unix socket, frames in, frames out.
 
 Every turn reads whatever has arrived, then executes one frame of each connection that has one, so that no client
-starves another; a client that doesn't read its replies is not read from either, so nothing here grows without bound.
+starves another. Connections that asked to be background ones wait while others have frames. A client that doesn't read
+its replies is not read from either, so nothing here grows without bound.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -25,7 +26,7 @@ from hsm_adapter import limits
 from hsm_adapter.engine import Engine
 from hsm_adapter.errors import BadRequest
 from hsm_adapter.framing import FrameError, Reply, decode_operation, decode_request, encode_frame, take_frame
-from hsm_adapter.protocol import OperationError, Result
+from hsm_adapter.protocol import Background, Operation, OperationError
 
 _UCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
 _FIRST_INHERITED: Final = 3  # SD_LISTEN_FDS_START
@@ -41,10 +42,12 @@ class SocketInUse(Exception):
 class Connection:
     """One client: bytes that came and weren't served yet, bytes of replies it hasn't taken yet."""
 
-    __slots__ = ("incoming", "outgoing", "sock")
+    __slots__ = ("background", "incoming", "outgoing", "served", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self.background = False
+        self.served = time.monotonic()  # when its last frame was
         self.incoming = bytearray()
         self.outgoing = bytearray()
 
@@ -155,14 +158,18 @@ class Worker:
             self._selector.modify(connection.sock, connection.events, connection)
 
     def _serve_one_each(self) -> None:
-        for connection in list(self._connections.values()):
-            if connection.outgoing:
-                continue
+        waiting = [connection for connection in self._connections.values() if _has_frame(connection)]
+        now = time.monotonic()
+        ahead = [c for c in waiting if not c.background or now - c.served > limits.BACKGROUND_STARVE_S]
+        for connection in ahead or waiting:
             try:
                 payload = take_frame(connection.incoming)
                 if payload is None:
                     continue
-                connection.outgoing += answer(self._engine, payload)
+                reply, background = answer(self._engine, payload)
+                connection.outgoing += reply
+                connection.background = connection.background or background
+                connection.served = time.monotonic()
             except FrameError as error:
                 log.warning("connection dropped", detail=str(error))
                 self._drop(connection)
@@ -217,20 +224,20 @@ def _has_frame(connection: Connection) -> bool:
     return len(connection.incoming) >= 4 + size or not 0 < size <= limits.FRAME_BYTES_MAX
 
 
-def answer(engine: Engine, payload: bytes) -> bytearray:
-    """The reply's frame to a request's payload. Raises FrameError on what isn't a request."""
+def answer(engine: Engine, payload: bytes) -> tuple[bytearray, bool]:
+    """The reply's frame to a request's payload, and whether it asked for the background. Raises FrameError on what
+    isn't a request."""
     request = decode_request(payload)
-    return encode_frame(Reply(request.id, tuple(_results(engine, request.operations))))
+    operations = [_operation(raw) for raw in request.operations]
+    results = tuple(each if isinstance(each, OperationError) else engine.execute(each) for each in operations)
+    return encode_frame(Reply(request.id, results)), any(isinstance(each, Background) for each in operations)
 
 
-def _results(engine: Engine, operations: Iterable[msgspec.Raw]) -> Iterable[Result]:
-    for raw in operations:
-        try:
-            operation = decode_operation(raw)
-        except BadRequest as error:
-            yield OperationError(error.code, error.detail, error.retryable)
-        else:
-            yield engine.execute(operation)
+def _operation(raw: msgspec.Raw) -> Operation | OperationError:
+    try:
+        return decode_operation(raw)
+    except BadRequest as error:
+        return OperationError(error.code, error.detail, error.retryable)
 
 
 def inherited_listener(environ: Mapping[str, str]) -> socket.socket | None:

@@ -15,17 +15,23 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
+from keypeer.wire.tlog.note import VerifierKey
 from kms import limits
 from kms.custody.client import HsmClient
 from kms.errors import BadRequest
 from kms.evidence.ek import VendorCas
-from kms.flows.context import AttestationProfile, Context
+from kms.flows.context import AttestationProfile, Context, LogProfile
 from kms.records import Records, RuntimePolicies
+from kms.rollback import RollbackGuard
 from kms.settings import Home
+from kms.signing_keys import first_keys
 from kms.store.lmdb import LmdbStore
 from kms.store.port import Store
+from kms.web.limiter import Limiter
 from kms.web.metrics import Metrics
 from kms.web.server import application
+from kms.witness.client import HttpWitnesses
+from kms.witness.port import Witness, WitnessClient
 
 _log = structlog.get_logger("keypeer.app")
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: kms/web/identity.py checks dates, with words
@@ -43,9 +49,9 @@ async def open_store(home: Home) -> AsyncIterator[Store]:
 
 
 @asynccontextmanager
-async def open_custody(home: Home) -> AsyncIterator[HsmClient]:
-    """The client of the running HSM workers."""
-    custody = HsmClient(home.hsm_sockets())
+async def open_custody(home: Home, *, background: bool = False) -> AsyncIterator[HsmClient]:
+    """The client of the running HSM workers; in the background one that gives way to the others."""
+    custody = HsmClient(home.hsm_sockets(), background=background, clients=home.settings.service.workers)
     await custody.start()
     try:
         yield custody
@@ -54,11 +60,18 @@ async def open_custody(home: Home) -> AsyncIterator[HsmClient]:
 
 
 @asynccontextmanager
-async def open_context(home: Home) -> AsyncIterator[Context]:
+async def open_context(home: Home, *, background: bool = False) -> AsyncIterator[Context]:
     """Everything that flows need, over the running HSM workers and the store."""
-    async with open_store(home) as store, open_custody(home) as custody:
+    async with (
+        open_store(home) as store,
+        open_custody(home, background=background) as custody,
+        open_witnesses() as witnesses,
+    ):
         description = await custody.describe()
         records = Records(store, custody)
+        rollback = RollbackGuard(store, custody, records)
+        if (trouble := await rollback.look()) is not None:
+            _log.error("store and token", code=trouble.error().code, detail=trouble.error().detail)
         yield Context(
             store=store,
             records=records,
@@ -69,10 +82,32 @@ async def open_context(home: Home) -> AsyncIterator[Context]:
             profile=profile(home),
             vendor_cas=read_vendor_cas(home),
             ca=ssl.PEM_cert_to_DER_cert((home.tls / "ca.pem").read_text("ascii")),
-            geo_key=description.public_keys["geo"],
-            session_key=description.public_keys["session"],
-            appraisal_key=description.public_keys["appraisal"],
+            first_keys=first_keys(description),
+            log=log_profile(home, witnesses),
+            rollback=rollback,
         )
+
+
+@asynccontextmanager
+async def open_witnesses() -> AsyncIterator[HttpWitnesses]:
+    """The client that asks witnesses."""
+    witnesses = HttpWitnesses()
+    try:
+        yield witnesses
+    finally:
+        await witnesses.close()
+
+
+def log_profile(home: Home, client: WitnessClient) -> LogProfile:
+    """How the audit log is signed and witnessed."""
+    audit = home.settings.audit
+    return LogProfile(
+        origin=audit.origin,
+        client=client,
+        witnesses=tuple(Witness(each.url, VerifierKey.parse(each.key)) for each in audit.witness),
+        required=audit.witnesses_required,
+        anchor_s=audit.anchor_s,
+    )
 
 
 def profile(home: Home) -> AttestationProfile:
@@ -121,7 +156,7 @@ async def serve(home: Home, listener: socket.socket) -> None:
     async with open_context(home) as ctx:
         # A host's handler runs on when its connection goes: a release that is being committed is finished, not torn.
         runner = web.AppRunner(
-            application(ctx, Metrics()),
+            application(ctx, Metrics(), Limiter(home.rates, home.settings.service.workers)),
             access_log=None,
             keepalive_timeout=limits.KEEPALIVE_S,
             shutdown_timeout=limits.SHUTDOWN_GRACE_S,

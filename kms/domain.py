@@ -16,6 +16,8 @@ HostStatus = Literal["pending", "approved", "revoked"]
 BaselineStatus = Literal["proposed", "approved", "retired"]
 EkTrust = Literal["vendor-ca", "inventory"]
 Role = Literal["host", "officer", "operator", "auditor"]
+# NIST SP 800-57 Part 1 §7, and KMIP 2.1 §11.59 by the same names
+KeyState = Literal["pre-active", "active", "suspended", "deactivated", "compromised", "destroyed"]
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):
@@ -80,6 +82,11 @@ class Principal(Record, frozen=True):
     role: Role
     certificate_sha256: bytes
     enrolled_at: int
+    public_key: bytes = b""  # the certificate's, SPKI; empty: enrolled before proposals were signed
+    approval_key: bytes = b""  # SPKI of an officer's key for approvals, where it is another one
+    certificate: bytes = b""  # DER
+    expires_at: int = 0
+    enrolled_by: str = ""
 
 
 class Baseline(Record, frozen=True):
@@ -114,6 +121,7 @@ class StoredGeoTag(Record, frozen=True):
     tag: str
     statement: bytes
     signature: bytes
+    key: int = 1  # the version of the geo key that signed it
 
 
 class GeoFacts(Record, frozen=True):
@@ -278,6 +286,7 @@ class AttestationSession(Record, frozen=True):
     signature: bytes
     ima: ImaPosition = NO_IMA
     runtime: tuple[RuntimePosition, ...] = ()
+    signed_by: int = 1  # the version of the HSM's session key that signed the grant
 
 
 class KeyAttributes(Record, frozen=True):
@@ -287,6 +296,62 @@ class KeyAttributes(Record, frozen=True):
     created_at: int
     created_by: str
     config: bytes = b""  # SHA-256 of the VM's canonical configuration; empty: none was given
+    state: KeyState = "active"  # kms.keys.lifecycle says what leads where
+    since: int = 0  # when that state began; 0: with the key
+    made_at: int = 0  # this version; 0: with the first
+    tenant: str = ""
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    activates_at: int = 0  # of a pre-active key; 0: when an officer says so
+    destroy_at: int = 0  # 0: not scheduled
+    before: KeyState | None = None  # what cancelling the destruction leads back to
+    readable_until: int = 0  # of a deactivated key or version, for the holder of its lease
+    compromised_at: int = 0  # NIST SP 800-57 Part 1 §7.2.5: kept for good, through destruction too
+    imported: bool = False
+
+
+_REQUIRED_ATTRIBUTES = 3  # policy, created_at, created_by
+_NEW_ATTRIBUTES = KeyAttributes("", 0, "")
+_attributes_encoder = msgspec.msgpack.Encoder()
+
+
+def pack_attributes(attributes: KeyAttributes) -> bytes:
+    """As key records keep them: msgpack, without the last fields that have their defaults. Most keys have nothing but
+    defaults there, and there are millions."""
+    values, defaults = msgspec.structs.astuple(attributes), msgspec.structs.astuple(_NEW_ATTRIBUTES)
+    used = len(values)
+    while used > _REQUIRED_ATTRIBUTES and values[used - 1] == defaults[used - 1]:
+        used -= 1
+    return _attributes_encoder.encode(values[:used])
+
+
+class Tombstone(Record, frozen=True):
+    """What is left of a destroyed VM key: its name, which no other key gets, and its history."""
+
+    vm: str
+    attributes: KeyAttributes
+    size: int
+    versions: int  # how many there were
+    destroyed_at: int
+
+
+class VmRotation(Record, frozen=True):
+    """A rotation of many keys: those of ``filter`` whose version was made before ``started_at``. ``after`` is the last
+    VM looked at; the background step goes on from there."""
+
+    rotation: str
+    tenant: str
+    policy: str
+    labels: dict[str, str]
+    prefix: str
+    readable: int
+    started_at: int
+    started_by: str
+    after: str = ""
+    looked_at: int = 0
+    rotated: int = 0
+    failed: int = 0
+    ended_at: int = 0
+    trouble: str = ""
 
 
 class Lease(Record, frozen=True):
@@ -310,3 +375,178 @@ class Refusal(Record, frozen=True):
 
     at: int
     reasons: tuple[tuple[str, str, str, str], ...]
+
+
+# ── audit log ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class LogIdentity(Record, frozen=True):
+    """The audit log's name for good: the first line of each of its checkpoints."""
+
+    origin: str
+
+
+class WitnessState(Record, frozen=True):
+    """How a witness stands: the size that it cosigned last and when, since when it fails, how often in a row, why."""
+
+    size: int = 0
+    cosigned_at: float = 0.0
+    tried_at: float = 0.0
+    failures: int = 0
+    trouble: str = ""
+
+
+class StoredCheckpoint(Record, frozen=True):
+    """The audit log's newest checkpoint as a signed note, the newest that witnesses cosigned, and how far the token's
+    anchor has come."""
+
+    size: int
+    note: str
+    at: float
+    cosigned_size: int = 0
+    cosigned: str = ""
+    witnesses: dict[str, WitnessState] = msgspec.field(default_factory=dict)
+    anchored_size: int = 0
+    anchored_at: float = 0.0
+    anchor_trouble: str = ""
+
+
+class Quota(Record, frozen=True):
+    """How many VM keys a tenant or an operator may have; None: any number."""
+
+    max_keys: int | None
+    updated_at: int
+    updated_by: str
+
+
+# ── background and rotation of the HSM's keys ──────────────────────────────────────────────────────────────────
+
+HEARTBEAT = "background"
+
+
+class JobNote(Record, frozen=True):
+    """How a background job fares: failures in a row since when, and the last one's code; 0: it works."""
+
+    job: str
+    failures: int = 0
+    code: str = ""
+    detail: str = ""
+    since: int = 0
+    at: int = 0
+
+
+RotatedKey = Literal["kek", "record-mac"]
+RotationState = Literal["starting", "running", "complete", "incomplete"]
+
+
+class KeysInUse(Record, frozen=True):
+    """The versions that whatever is new is made under: key → version. Moved by each rotation once every HSM worker
+    knows the new version, and by each destruction; whoever stores what the HSM wrapped anew checks that it hasn't moved
+    since before he asked, so that nothing can appear under an older version behind a rotation's back."""
+
+    versions: dict[str, int]
+
+
+class KeyRotation(Record, frozen=True):
+    """A rotation of a key in the HSM to version ``to``, the last one of this key. ``failures``: (record's store key,
+    code) of the first of ``failed`` records that couldn't be moved."""
+
+    key: RotatedKey
+    to: int
+    state: RotationState
+    started_at: int
+    started_by: str
+    paused: bool = False
+    total: int = 0
+    finished_at: int = 0
+    failed: int = 0
+    failures: tuple[tuple[str, str], ...] = ()
+
+
+class RotationProgress(Record, frozen=True):
+    """How far a rotation is (kms.keys.rotation). ``seen``, ``changed`` and ``failed`` count in this round, ``done`` in
+    all; ``rate`` is records a second lately."""
+
+    to: int
+    round: int = 1
+    prefix: bytes = b""
+    cursor: bytes = b""
+    seen: int = 0
+    changed: int = 0
+    done: int = 0
+    failed: int = 0
+    failures: tuple[tuple[str, str], ...] = ()
+    rate: int = 0
+    at: int = 0
+
+
+SigningName = Literal["geo", "appraisal", "session", "audit"]
+
+
+class SigningVersion(Record, frozen=True):
+    """A version of a signing key in the HSM. ``public_key``: SubjectPublicKeyInfo DER. ``endorsement``: of a session
+    key, the signature of the version before it. A retired one verifies nothing any more."""
+
+    version: int
+    public_key: bytes
+    made_at: int = 0  # 0: with the token
+    made_by: str = ""
+    retired_at: int = 0
+    retired_by: str = ""
+    why: str = ""
+    endorsement: bytes = b""
+    destroyed_at: int = 0
+
+
+class SigningKeyRecord(Record, frozen=True):
+    """All versions of a signing key, oldest first; the last one signs. ``claimed_at``: when somebody began to make the
+    next one; 0: nobody does."""
+
+    versions: tuple[SigningVersion, ...]
+    claimed_at: int = 0
+
+
+# ── officers' proposals ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ApprovalRules(Record, frozen=True):
+    """Act → how many officers it needs; one where it isn't named."""
+
+    needs: dict[str, int]
+    updated_at: int
+    updated_by: str
+
+
+class OfficerDecision(Record, frozen=True):
+    """An officer's signature over (digest, decision, officer)."""
+
+    officer: str
+    decision: Literal["approve", "reject"]
+    at: int
+    signature: bytes
+
+
+class Proposal(Record, frozen=True):
+    """A request that waits for officers, without its body: the document stands apart, and ``digest`` covers it.
+    Whether enough approve it is counted anew each time (kms.approvals). ``failure``: (code, detail, hint, status) of
+    the last attempt to carry it out."""
+
+    id: str
+    act: str
+    method: str
+    path: str
+    why: str
+    proposer: str
+    created_at: int
+    expires_at: int
+    digest: bytes
+    state: Literal["open", "executed", "rejected"] = "open"
+    decisions: tuple[OfficerDecision, ...] = ()
+    ended_at: int = 0
+    failure: tuple[str, str, str, int] | None = None
+
+
+class OpenProposal(Record, frozen=True):
+    """Index of proposals that haven't ended, some that have included."""
+
+    expires_at: int

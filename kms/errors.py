@@ -1,7 +1,7 @@
 """One error root for the service.
 
     KeypeerError
-    ├── Refused        the caller may not have this (policy, evidence, role); 401, 403
+    ├── Refused        the caller may not have this (policy, evidence, role, rate, quota); 401, 403, 429
     ├── BadRequest     the caller's message is wrong; 400, 404, 409, 413, 415, 422
     └── Unavailable    the service can't do it now (HSM, store, audit); 503, 507
 
@@ -60,6 +60,25 @@ class Refused(KeypeerError):
     status = HTTPStatus.FORBIDDEN
 
 
+class Throttled(Refused):
+    """The caller asked too often. Nothing was done; ``retry_after`` is whole seconds."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        hint: str = "",
+        status: HTTPStatus | None = None,
+        reasons: tuple[Reason, ...] = (),
+        retry_after: int,
+    ) -> None:
+        super().__init__(code, detail, hint=hint, status=status, reasons=reasons)
+        self.retry_after = retry_after
+
+
 class BadRequest(KeypeerError):
     """The caller's message can't be right, whoever sent it."""
 
@@ -78,15 +97,31 @@ class Unavailable(KeypeerError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
 
 
-class LogsWanted(BadRequest):
-    """The host sent its logs from another place than where the service's knowledge ends, which may have moved since
-    the challenge was made. Nothing was decided; a new challenge says where to start."""
+class NoVerdict(BadRequest):
+    """Good or bad can't be said of this evidence: what the service knows of the host moved on meanwhile. Nothing was
+    decided; the host answers a new challenge."""
 
     status = HTTPStatus.CONFLICT
+
+
+class LogsWanted(NoVerdict):
+    """The host sent its logs from another place than where the service's knowledge ends, which may have moved since
+    the challenge was made; a new challenge says where to start."""
 
     def __init__(self, asked: str, found: str) -> None:
         super().__init__(
             "attestation.logs", f"wanted: {asked}; sent: {found}", hint="ask for a new challenge and send what it wants"
+        )
+
+
+class Overtaken(NoVerdict):
+    """A quote that was made before the one that arrived before it: two attestations of one host at once."""
+
+    def __init__(self, late_ms: int) -> None:
+        super().__init__(
+            "attestation.overtaken",
+            f"this quote was made {late_ms} ms before the newest one that the service has of this host",
+            hint="ask for a new challenge; if it stays so, the TPM's state was put back",
         )
 
 

@@ -40,6 +40,11 @@ RETRY_AFTER_S = 1  # seconds; a worker is replaced within one
 SHUTDOWN_GRACE_S = 10  # seconds that open requests have after SIGTERM
 IDENTITY_CACHE_MAX = 65_536  # client certificates parsed once each, about 1 KB
 
+# ── rates and quotas ───────────────────────────────────────────────────────────────────────────────────────────
+RATE_BUCKETS_MAX = 65_536  # callers of one limit that a web worker remembers, some 150 bytes each
+RATE_MAX = 1_000_000.0  # a second; more than any web worker answers
+BURST_MAX = 100_000_000.0  # at once; as good as no limit
+
 # ── custody ────────────────────────────────────────────────────────────────────────────────────────────────────
 HSM_OPERATION_DEADLINE_S = 5.0  # seconds; a network HSM answers in 1–5 ms, a hung one never
 HSM_OPERATION_SLOW_S = 0.012  # seconds; a rewrap is five PKCS#11 calls, of 2.4 ms each on a slow network HSM
@@ -48,6 +53,7 @@ HSM_START_DEADLINE_S = 30.0  # seconds from its start until a worker listens; C_
 HSM_FRAME_OPERATIONS_MAX = 256  # operations a frame; about 20–60 ms of SoftHSM work
 HSM_FRAME_OPERATIONS_MIN = 8  # operations; smaller shares cost more in frames than they gain in parallel
 HSM_FRAMES_IN_FLIGHT = 2  # frames a worker: one being worked on, one waiting in its socket
+HSM_CLIENTS = 2  # count; clients that send full frames to one HSM worker, unless the settings say otherwise
 HSM_QUEUE_DEADLINE_S = 10.0  # seconds that an operation waits for a healthy worker
 HSM_WATCH_S = 0.5  # seconds between looks at deadlines and health
 HSM_ATTEMPTS_MAX = 4  # count; one more than the workers that may die under a request
@@ -122,7 +128,7 @@ NAME_CHARS_SHOWN = 200  # characters of a foreign certificate's name in a messag
 
 # ── store ──────────────────────────────────────────────────────────────────────────────────────────────────────
 STORE_KEY_BYTES_MAX = 511  # bytes; LMDB's MDB_MAXKEYSIZE as built
-STORE_VALUE_BYTES_MAX = 4 * 1024 * 1024  # bytes; an audit entry that names 10,000 VMs has some 700 KB
+STORE_VALUE_BYTES_MAX = 4 * 1024 * 1024  # bytes; a packed runtime policy has up to 3 MiB
 OP_ID_BYTES_MAX = 64  # bytes; a SHA-512 digest, and well under what a key may have
 COMMIT_WRITES_MAX = 50_000  # keys and entries a commit: a batch of 10,000 VMs moves a few records each
 COMMIT_BYTES_MAX = 64 * 1024 * 1024  # bytes of keys, values and entries a commit; LMDB holds its pages in memory
@@ -132,8 +138,9 @@ GROUP_BYTES_MAX = 8 * 1024 * 1024  # bytes a transaction; as long to write as th
 BULK_COMMIT_MAX = 5000  # records a commit of an import
 LMDB_READERS_MAX = 512  # reader slots: a few a process
 LMDB_SPARE_READS = 2  # read transactions kept for reuse, so that a read takes no lock
-LMDB_RESERVE_BYTES = 1024 * 1024  # bytes of the map that only deletions may use, or a full store couldn't be mended
+LMDB_RESERVE_BYTES = 1024 * 1024  # bytes of the map that only what mends a full store may use; half of it refusals too
 LMDB_RESERVE_SHARE = 8  # the reserve is at most this part of the map: 1/8
+LMDB_REFUSAL_BYTES_MAX = 16 * 1024  # bytes of a lone entry that may use half of the reserve; a refusal has 1 KB or two
 LMDB_NEAR_END_BYTES = 2 * 1024**3  # bytes; a group of the above bounds, each write on its own path of pages, is less
 WATCH_INTERVAL_S = 0.05  # seconds between looks at the store's version
 WATCH_PENDING_MAX = 100_000  # keys that one watcher may leave unheard, some 100 bytes each
@@ -143,3 +150,85 @@ DISK_RESERVE_BYTES = 64 * 1024 * 1024  # bytes; below it the service says that i
 STORE_STALL_S = 10.0  # seconds that a transaction may wait for lock and disk before the store is called stuck
 STORE_PROBE_BYTES = 64 * 1024  # bytes of pages that a health check asks for when room was short; a commit takes 10–20
 STORE_PROBE_S = 5.0  # seconds that a health check waits for the commit that tells whether there is room again
+
+# ── lifecycle ──────────────────────────────────────────────────────────────────────────────────────────────────
+DESTROY_AFTER_MIN_S = 86400  # seconds; a day, so that whoever misses the key can say so
+DESTROY_AFTER_MAX_S = 365 * 86400  # seconds; a longer wait is a plan, not a schedule
+DESTROY_AFTER_DEFAULT_S = 7 * 86400  # seconds
+ACTIVATES_MAX_S = 5 * 366 * 86400  # seconds; NIST SP 800-57 Part 1 §5.3.6: cryptoperiods end within a few years
+READABLE_DEFAULT_S = 7 * 86400  # seconds; LEASE_MAX_S: whoever holds the old version has renewed its lease by then
+READABLE_MAX_S = 366 * 86400  # seconds
+OLD_VERSIONS_MAX = 16  # versions of one VM that are still readable; each is a record
+LIST_SCAN_MAX = 1000  # records that one page of a list looks at, some 5 µs each; PAGE_MAX, or pages would be short
+LIST_TOMBSTONES_MAX = 500  # destroyed keys that a page looks at; each record's seal is an HSM operation
+LIST_PROBE = 64  # index records read to see which index of a filter is the sparsest
+DUE_INTERVAL_S = 1.0  # seconds between looks at what fell due; an empty look is one read
+DUE_STEP_MAX = 1000  # keys that one step settles, some 0.2 s; SCAN_MAX
+DUE_RETRY_S = 3600  # seconds until a key is looked at again that couldn't be settled
+ROTATION_PAGE = 256  # VMs that a rotation looks at between two commits; one HSM frame
+ROTATION_STEP_PAGES = 8  # pages of each rotation a step; a second or so
+ROTATIONS_AT_ONCE = 16  # rotations of many keys that run at the same time
+DUE_TOGETHER = 64  # keys settled at the same time, so that their commits share an fsync
+# ── audit log ──────────────────────────────────────────────────────────────────────────────────────────────────
+LOG_ENTRY_BYTES_MAX = 65_535  # bytes; an entry's length in a bundle is a u16 (C2SP tlog-tiles, "Log entries")
+LOG_VMS_AN_ENTRY_MAX = 300  # VMs named in one entry, each with policy and tenant: names of 63 characters, quoted
+LOG_FACT_BYTES_MAX = 512  # bytes of JSON of one fact that are kept of an entry that would be too large
+LOG_REASONS_MAX = 16  # reasons that are kept of an entry that would be too large
+LOG_REASON_CHARS_MAX = 128  # characters of each of their four texts; up to six bytes each in JSON
+CHECKPOINT_INTERVAL_S = 1.0  # seconds between checkpoints: a signature of the HSM each
+ANCHOR_INTERVAL_S = 60.0  # seconds between writes of the token's anchor; tokens keep it in flash
+ANCHOR_INTERVAL_MAX_S = 3600.0  # seconds; an hour of releases that could be undone unseen
+CHECKPOINT_ATTEMPTS_MAX = 5  # count; compare-and-set retries when another process moved the checkpoint
+LOG_ORIGIN_CHARS_MAX = 128  # characters; a line of each checkpoint
+WITNESSES_MAX = 16  # count; as many signatures as every reader of notes takes (C2SP signed-note)
+WITNESS_DEADLINE_S = 5.0  # seconds; public ones answer within one
+WITNESS_ANSWER_BYTES_MAX = 16 * 1024  # bytes; a cosignature has some 150
+WITNESS_BACKOFF_MAX_S = 60  # seconds between attempts at a witness that failed; doubles from 1
+WITNESS_FRESH_S = 120  # seconds for which a cosignature counts as the witness' watching
+AUDIT_SCAN_MAX = 20_000  # entries that one search call looks at, some 10 ms of work a thousand
+AUDIT_TEXT_CHARS_MAX = 256  # characters of a text that is searched for; names have 63, codes some 30
+UNIX_TIME_MAX = 10**12  # seconds; the year 33,658
+
+# ── background ─────────────────────────────────────────────────────────────────────────────────────────────────
+BACKGROUND_NICE = 5  # nice value of the background process' own thread; a third of a web worker's share (sched(7))
+BACKGROUND_LOCK_RETRY_S = 1.0  # seconds between attempts to become the one that works
+HEARTBEAT_S = 20.0  # seconds between signs of life of the background process
+HEARTBEAT_MISSED_S = 90  # seconds without one after which /readyz tells
+JOB_DELAY_MAX_S = 60.0  # seconds that a failing job waits at most before it is tried again
+JOB_FAILURES_SHOWN = 3  # failures in a row from which on /readyz tells; fewer are a worker that was replaced
+JOB_DETAIL_CHARS_MAX = 500  # characters of what went wrong
+
+# ── rotation of the HSM's keys ─────────────────────────────────────────────────────────────────────────────────
+ROTATION_PAGE = 500  # records a commit while nobody else commits; some 3 ms of the write lock, 40 ms of two HSM workers
+ROTATION_PAGE_BESIDE = 64  # records a commit beside others; under 1 ms of the write lock, a quarter of an HSM frame
+ROTATION_AHEAD = 3  # pages in the HSM while one is committed, so that its workers never wait for the disk
+ROTATION_SCANNED = 20  # pages without a record to move before the cursor is kept
+ROTATION_QUIET_COMMITS_S = 20.0  # others' commits a second below which nobody is in the way
+ROTATION_QUIET_S = 1.0  # seconds over which they are counted
+ROTATION_REST = 2.0  # times what a page took, to rest beside others: a third of the time is worked
+ROTATION_REST_MAX_S = 0.5  # seconds
+ROTATION_RATE_S = 5.0  # seconds over which the rate is told
+ROTATION_FAILURES_SHOWN = 100  # records that couldn't be moved, told by name; all are counted
+ROTATION_STEP_S = 1.0  # seconds between looks for a rotation to do
+KEY_USERS_SHOWN = 10  # records or hosts that need an old version, told by name; all are counted
+HSM_LISTEN_S = 0.1  # seconds between looks of the background at what a worker does for others
+HSM_QUIET_OPERATIONS = 20  # of others between two looks; checkpoints and heartbeats are some five
+HSM_FRAME_OPERATIONS_BACKGROUND = 32  # operations a frame of the background: some 4 ms that a release waits
+HSM_WORKER_ANSWER_S = 30.0  # seconds for one worker to make a key or look its token over, after what waits first
+
+# ── signing keys ───────────────────────────────────────────────────────────────────────────────────────────────
+SIGNING_VERSIONS_MAX = 64  # versions listed of one key, destroyed ones included; some 200 bytes each
+SIGNING_LOST_MAX = 8  # versions made by attempts that ended before their commit, in a row
+AUDIT_OVERLAP_S = 30 * 86400  # seconds in which checkpoints carry the signature of the key before, too
+SIGNING_CLAIM_S = 60  # seconds; an HSM operation is given up after 4 attempts of 5 s and as long a wait for a worker
+
+# ── recovery ───────────────────────────────────────────────────────────────────────────────────────────────────
+VERIFY_FINDINGS_MAX = 1000  # findings of `store verify` that are told; all are counted
+RECOVERY_SHARES_MAX = 16  # shares of a recovery key; SLIP-0039, "Format of the share mnemonic"
+# ── officers ───────────────────────────────────────────────────────────────────────────────────────────────────
+OFFICERS_MAX = 64  # count; all are read when approvals are counted
+PROPOSAL_ID_BYTES = 8  # bytes; random, and one that is taken is refused
+PROPOSAL_LIFE_S = 7 * 86400  # seconds; officers are people, with weekends
+PROPOSALS_OPEN_MAX = 1000  # count; more wait for nobody, and each may carry megabytes
+EXECUTION_ATTEMPTS_MAX = 5  # count; retries when another change came between reading the state and the act
+VERIFIED_DECISIONS_MAX = 4096  # signatures remembered as good or bad, some 300 bytes each

@@ -114,6 +114,12 @@ def read_identity(certificate: bytes) -> CertifiedIdentity:
     )
 
 
+def certificate_key(certificate: bytes) -> bytes:
+    """The public key (SPKI DER) of a certificate's DER."""
+    key = x509.load_der_x509_certificate(certificate).public_key()
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
 def to_pem(certificate: bytes) -> str:
     """PEM of a certificate's DER."""
     return x509.load_der_x509_certificate(certificate).public_bytes(serialization.Encoding.PEM).decode("ascii")

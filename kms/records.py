@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -23,8 +23,8 @@ from keypeer.wire.encoding import field
 from keypeer.wire.messages import PolicyDocument
 from keypeer.wire.runtime import RuntimePolicy
 from kms import domain, limits
-from kms.custody.port import Custody, KeyRecord, MacValue
-from kms.errors import BadRequest, Unavailable
+from kms.custody.port import Custody, KeyRecord, KeySize, MacValue
+from kms.errors import BadRequest, KeypeerError, Unavailable
 from kms.evidence.ima.policy import CompiledRuntime
 from kms.policy.model import Policy, compile_policy
 from kms.store.port import Check, Item, Store
@@ -48,9 +48,12 @@ class Unsealed(NamedTuple):
 
 
 class Kind(Generic[T]):
-    """One kind of record: where it stands in the store and what it is."""
+    """One kind of record: where it stands in the store and what it is. ``every`` holds all kinds there are."""
+
+    every: ClassVar[list[Kind[Any]]] = []
 
     def __init__(self, prefix: str, record: type[T], *, sealed: bool = True) -> None:
+        self.every.append(self)
         self.prefix = prefix.encode() + b"/"
         self.sealed = sealed
         self.decoder = msgspec.msgpack.Decoder(record)
@@ -83,7 +86,23 @@ RUNTIME_POLICIES = Kind("runtime", domain.StoredRuntimePolicy)
 LAUNCHES = Kind("launch", domain.LaunchPosition)  # by host: this boot's launch log
 LEASES = Kind("lease", domain.Lease, sealed=False)  # by VM
 REFUSALS = Kind("refusal", domain.Refusal, sealed=False)  # by host
-VM_PREFIX = b"vm/"  # values are hsm_adapter KeyRecords, which carry their own MAC
+APPROVAL_RULES = Kind("approval-rules", domain.ApprovalRules)  # one, called "officers"
+PROPOSALS = Kind("proposal", domain.Proposal)  # by id
+OPEN_PROPOSALS = Kind("proposal-open", domain.OpenProposal, sealed=False)  # by id; the proposal itself is sealed
+VM_PREFIX = b"vm/"  # current versions; values are hsm_adapter KeyRecords (encode_vm), which carry their own MAC
+OLD_PREFIX = b"vm-old/"  # versions before, by VM and version
+TOMBSTONES = Kind("vm-gone", domain.Tombstone)  # by VM
+VM_ROTATIONS = Kind("vm-rotation", domain.VmRotation)  # by rotation
+LOG = Kind("log", domain.LogIdentity)  # one: "identity"
+CHECKPOINTS = Kind("checkpoint", domain.StoredCheckpoint, sealed=False)  # one: "newest"; its note is signed
+
+# Background and rotation of the HSM's keys
+JOB_NOTES = Kind("job", domain.JobNote, sealed=False)  # by job; for people to read
+KEYS_IN_USE = Kind("keys-in-use", domain.KeysInUse)  # one, called "hsm"
+KEY_ROTATIONS = Kind("rotation", domain.KeyRotation)  # by key: the last one
+# Plain, for it moves with each page: a false one may end a rotation early, and the destruction of the old version,
+# which looks at everything itself, is refused then.
+ROTATION_PROGRESS = Kind("rotation-progress", domain.RotationProgress, sealed=False)  # by key
 
 
 def vm_key(vm: str) -> bytes:
@@ -91,16 +110,68 @@ def vm_key(vm: str) -> bytes:
     return VM_PREFIX + vm.encode()
 
 
+def old_key(vm: str, version: int) -> bytes:
+    """The store key of an old version's record; they sort by version."""
+    return b"%s%s/%07d" % (OLD_PREFIX, vm.encode(), version)
+
+
+class _StoredKey(msgspec.Struct, frozen=True, array_like=True):
+    """A KeyRecord without what its store key says, and without its type's name: there are millions."""
+
+    key_version: int
+    size: KeySize
+    attributes: bytes
+    kek: int
+    mac_key: int
+    wrapped: bytes
+    mac: bytes
+
+
+_stored_key = msgspec.msgpack.Decoder(_StoredKey)
 _key_record = msgspec.msgpack.Decoder(KeyRecord)
+_KEY_RECORD_HEAD = b"\x99"  # a msgpack array of nine: how KeyRecords were stored first, with name and type
 
 
-def decode_vm(value: bytes) -> KeyRecord:
-    """A VM's key record as stored. Its MAC is the HSM worker's to check, before any unwrap. Raises ``store.tampered``
-    for what is none."""
+def encode_vm(record: KeyRecord) -> bytes:
+    """A key record as stored under its VM's name."""
+    return _encode(
+        _StoredKey(
+            record.key_version,
+            record.size,
+            record.attributes,
+            record.kek,
+            record.mac_key,
+            record.wrapped,
+            record.mac,
+        )
+    )
+
+
+def decode_vm(item: Item) -> KeyRecord:
+    """A VM's key record, or an old version's, as stored. Its MAC, which covers the VM's name, is the HSM worker's to
+    check before any unwrap. Raises ``store.tampered`` for what is none."""
     try:
-        return _key_record.decode(value)
-    except msgspec.DecodeError:
-        raise tampered(VM_PREFIX) from None
+        vm = item.key.split(b"/", 2)[1].decode()
+        if item.value[:1] == _KEY_RECORD_HEAD:
+            record = _key_record.decode(item.value)
+            if record.vm != vm:
+                raise tampered(item.key)
+            return record
+        stored = _stored_key.decode(item.value)
+        if item.key.startswith(OLD_PREFIX) and item.key != old_key(vm, stored.key_version):
+            raise tampered(item.key)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise tampered(item.key) from None
+    return KeyRecord(
+        vm,
+        stored.key_version,
+        stored.size,
+        stored.attributes,
+        stored.kek,
+        stored.mac_key,
+        stored.wrapped,
+        stored.mac,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +227,28 @@ class Records:
         to_seal = [_mac_input(record.key, record.payload) for record in records if record.sealed]
         macs = iter(await self._custody.mac(to_seal) if to_seal else ())
         return [(key, _sealed(next(macs), payload) if sealed else payload) for key, payload, sealed in records]
+
+    async def reseal(self, items: Sequence[Item]) -> list[bytes | KeypeerError]:
+        """The same records under the newest version of the record MAC, once their own seals held; in the place of one
+        whose seal doesn't, ``store.tampered``."""
+        try:
+            return await self._reseal(items)
+        except BadRequest:  # a version that no service writes: see whose
+            if len(items) == 1:
+                return [tampered(items[0].key)]
+            return [result for item in items for result in await self.reseal([item])]
+
+    async def _reseal(self, items: Sequence[Item]) -> list[bytes | KeypeerError]:
+        inputs = [_mac_input(item.key, item.value[_HEAD_BYTES:]) for item in items]
+        # Version 0 would mean the newest; no service writes it, and 1 never made such a MAC.
+        versions = [seal_version(item.value) or 1 for item in items]
+        macs = await self._custody.mac([*inputs, *inputs], [*versions, *([0] * len(items))])
+        return [
+            _sealed(new, item.value[_HEAD_BYTES:])
+            if seal_version(item.value) and hmac.compare_digest(item.value[4:_HEAD_BYTES], old.mac)
+            else tampered(item.key)
+            for item, old, new in zip(items, macs[: len(items)], macs[len(items) :], strict=True)
+        ]
 
     async def _verified_values(self, kind: Kind[T], items: list[Item]) -> list[T]:
         # The key's prefix tells the type of what was verified under it. Values are taken before anything is awaited and
@@ -232,6 +325,11 @@ async def load_runtime_document(store: Store, stored: domain.StoredRuntimePolicy
     return _runtime.decode(zlib.decompress(item.value))
 
 
+def proposal_document_key(proposal: str) -> bytes:
+    """Where a proposal's document stands, deflated. It needs no seal: the sealed record names its digest."""
+    return b"proposal-document/" + proposal.encode()
+
+
 class RuntimePolicies:
     """The runtime policies in force, freshly read; each compiled once for its document's digest, which every worker
     finds in the record."""
@@ -266,6 +364,19 @@ class RuntimePolicies:
 @lru_cache(limits.COMPILED_POLICIES_MAX)
 def _compile(name: str, document: bytes) -> Policy:
     return compile_policy(name, _document.decode(document))
+
+
+def seal_version(value: bytes) -> int:
+    """The version of the record MAC under which a sealed record stands; 0 for what is none."""
+    return int.from_bytes(value[:4], "big") if len(value) > _HEAD_BYTES else 0
+
+
+async def keys_in_use(records: Records) -> tuple[domain.KeysInUse, Check]:
+    """Under which versions new things are made, and the check for their commit that this hasn't moved since."""
+    loaded = await records.load(KEYS_IN_USE, "hsm")
+    if loaded is None:
+        return domain.KeysInUse({}), Check(KEYS_IN_USE.key("hsm"), 0)
+    return loaded.value, loaded.check
 
 
 def _sealed(mac: MacValue, payload: bytes) -> bytes:

@@ -9,8 +9,12 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from keypeer.wire.encoding import WireError
 from keypeer.wire.profile import BOOT_PCRS, PCR_BANK, QUOTE_PCRS
+from keypeer.wire.tlog.note import COSIGNATURE, VerifierKey
+from kms import limits
 from kms.errors import BadRequest
+from kms.rates import Rate
 
 FILE = "keypeer.toml"
 SETTINGS_BYTES_MAX = 65_536  # bytes
@@ -61,6 +65,44 @@ class AttestationSettings(_Table, frozen=True, kw_only=True):
     vendor_cas: str = "vendor-cas"
 
 
+class RateSettings(_Table, frozen=True, kw_only=True):
+    """``rate`` a second in the long run, ``burst`` at once."""
+
+    rate: Annotated[float, Meta(gt=0, le=limits.RATE_MAX)]
+    burst: Annotated[float, Meta(ge=1, le=limits.BURST_MAX)]
+
+
+class LimitsSettings(_Table, frozen=True, kw_only=True):
+    """What one caller may ask of the whole service (kms/web/limiter.py); defaults that no honest fleet reaches.
+
+    ``releases`` counts VM keys: a host that restarts 10,000 VMs may ask twenty times over at once. ``attestations``: an
+    agent asks twice every 30 s. ``calls``: everything else with a certificate, such as an operator that makes VM keys
+    one by one. ``anonymous``: enrolments of a rack behind one address.
+    """
+
+    releases: RateSettings = RateSettings(rate=10_000, burst=200_000)
+    attestations: RateSettings = RateSettings(rate=50, burst=1_000)
+    calls: RateSettings = RateSettings(rate=2_000, burst=20_000)
+    anonymous: RateSettings = RateSettings(rate=200, burst=4_000)
+
+
+class WitnessSettings(_Table, frozen=True, kw_only=True):
+    """``key`` is the witness' verifier key, NAME+ID+KEY (C2SP tlog-cosignature); ``url`` its submission prefix."""
+
+    url: Annotated[str, Meta(pattern=r"^https?://[^\s]+$")]
+    key: str
+
+
+class AuditSettings(_Table, frozen=True, kw_only=True):
+    """``origin`` names the log for good. ``witnesses_required``: how many must be watching, or it isn't ready.
+    ``anchor_s``: seconds between writes of the token's anchor; a database put back that is younger isn't noticed."""
+
+    anchor_s: Annotated[float, Meta(ge=1, le=limits.ANCHOR_INTERVAL_MAX_S)] = limits.ANCHOR_INTERVAL_S
+    origin: Annotated[str, Meta(pattern=r"^[!-*,-~]*$", max_length=limits.LOG_ORIGIN_CHARS_MAX)] = ""
+    witness: Annotated[tuple[WitnessSettings, ...], Meta(max_length=limits.WITNESSES_MAX)] = ()
+    witnesses_required: Annotated[int, Meta(ge=0, le=limits.WITNESSES_MAX)] = 0
+
+
 class LogSettings(_Table, frozen=True, kw_only=True):
     """``auto``: key = value on a terminal, JSON elsewhere."""
 
@@ -76,6 +118,8 @@ class Settings(_Table, frozen=True, kw_only=True):
     store: StoreSettings = StoreSettings()
     attestation: AttestationSettings = AttestationSettings()
     log: LogSettings = LogSettings()
+    limits: LimitsSettings = LimitsSettings()
+    audit: AuditSettings = AuditSettings()
 
 
 class Home:
@@ -110,6 +154,11 @@ class Home:
         return self.path(self.settings.attestation.vendor_cas)
 
     @property
+    def recovery(self) -> Path:
+        """The recovery key's public half, its private half under the shares, and the backups of the HSM's keys."""
+        return self.path("recovery")
+
+    @property
     def identities(self) -> Path:
         """Where `keypeer init` puts the first staff certificates."""
         return self.path("identities")
@@ -119,6 +168,13 @@ class Home:
         """Host and port to listen on."""
         host, _, port = self.settings.service.listen.rpartition(":")
         return host.strip("[]"), int(port)
+
+    @property
+    def rates(self) -> dict[str, Rate]:
+        """The rate limits by name."""
+        table = self.settings.limits
+        named = {name: getattr(table, name) for name in table.__struct_fields__}
+        return {name: Rate(each.rate, each.burst) for name, each in named.items()}
 
     def hsm_sockets(self) -> tuple[Path, ...]:
         """One Unix socket for each HSM worker."""
@@ -185,6 +241,7 @@ def read_home(folder: Path) -> Home:
 
 
 def _check(file: Path, settings: Settings) -> None:
+    _check_witnesses(file, settings.audit)
     attestation = settings.attestation
     missing = sorted(set(attestation.binding_pcrs) - set(attestation.quote_pcrs))
     if missing or not attestation.binding_pcrs:
@@ -195,3 +252,25 @@ def _check(file: Path, settings: Settings) -> None:
         )
     if not settings.store.url.startswith("lmdb:"):
         raise BadRequest("settings.invalid", f"{file}: store.url is {settings.store.url!r}", hint="lmdb:FOLDER")
+
+
+def _check_witnesses(file: Path, audit: AuditSettings) -> None:
+    try:
+        keys = [VerifierKey.parse(witness.key) for witness in audit.witness]
+    except WireError as error:
+        raise BadRequest(
+            "settings.invalid", f"{file}: audit.witness: {error}", hint="NAME+ID+KEY, as the witness tells it"
+        ) from None
+    names = {key.name for key in keys if key.kind == COSIGNATURE}
+    if len(names) < len(keys):
+        raise BadRequest(
+            "settings.invalid",
+            f"{file}: audit.witness: each needs a name of its own, and a key that cosigns",
+            hint="C2SP tlog-cosignature: the key's first byte is 4",
+        )
+    if audit.witnesses_required > len(keys):
+        raise BadRequest(
+            "settings.invalid",
+            f"{file}: audit.witnesses_required is {audit.witnesses_required} of {len(keys)}",
+            hint="name as many witnesses",
+        )

@@ -1,4 +1,4 @@
-"""`keypeer serve`: starts web and HSM workers, replaces those that die or hang, stops them together.
+"""`keypeer serve`: starts web, background and HSM workers, replaces those that die or hang, stops them together.
 
 The listening sockets are made here and stay open here: connections that wait in one while its worker restarts are
 served by the next worker.
@@ -28,6 +28,7 @@ from kms.settings import Home
 from kms.web import metrics
 
 _log = structlog.get_logger("keypeer.supervisor")
+_WEB, _BACKGROUND, _HSM = range(3)  # the order in which they are stopped
 
 
 @dataclass(slots=True)
@@ -41,6 +42,7 @@ class Worker:
     pin: Pin | None = None  # prompted for; handed to the worker on its standard input
     process: asyncio.subprocess.Process | None = None
     started: float = 0.0
+    stage: int = 0  # lower ones are stopped first
 
 
 class Supervisor:
@@ -74,9 +76,10 @@ class Supervisor:
                 _signal(worker, signal.SIGKILL)
 
     async def _end(self) -> None:
-        """Web workers first, with the time that open requests have, then the HSM workers that serve them."""
-        web = [worker for worker in self._workers if worker.socket is None]
-        for workers in (web, [worker for worker in self._workers if worker.socket is not None]):
+        """Web workers first, with the time that open requests have, then the background process, then the HSM workers
+        that serve both."""
+        for stage in sorted({worker.stage for worker in self._workers}):
+            workers = [worker for worker in self._workers if worker.stage == stage]
             for worker in workers:
                 _signal(worker, signal.SIGTERM)
             running = [worker.process.wait() for worker in workers if worker.process is not None]
@@ -211,9 +214,8 @@ def hsm_workers(home: Home) -> list[Worker]:
         config = path.with_suffix(".json")
         config.write_text(json.dumps(home.hsm_worker(path)))
         config.chmod(0o600)
-        workers.append(
-            Worker(path.stem, (sys.executable, "-m", "hsm_adapter", "--config", str(config)), socket=path, pin=pin)
-        )
+        command = (sys.executable, "-m", "hsm_adapter", "--config", str(config))
+        workers.append(Worker(path.stem, command, socket=path, pin=pin, stage=_HSM))
     return workers
 
 
@@ -224,9 +226,16 @@ def web_workers(home: Home, sockets: Sequence[socket.socket]) -> list[Worker]:
             f"web-{index}",
             (sys.executable, "-m", "kms", "worker", str(home.folder), str(index), str(listener.fileno())),
             files=(listener.fileno(),),
+            stage=_WEB,
         )
         for index, listener in enumerate(sockets)
     ]
+
+
+def background_worker(home: Home) -> Worker:
+    """The process that does periodic and long work."""
+    command = (sys.executable, "-m", "kms", "background", str(home.folder))
+    return Worker("background", command, stage=_BACKGROUND)
 
 
 async def supervise(home: Home, ready: Callable[[], None]) -> None:
@@ -236,7 +245,7 @@ async def supervise(home: Home, ready: Callable[[], None]) -> None:
     folder = home.run / "metrics"
     metrics.clear(folder)
     source, _, variable = home.settings.hsm.pin.partition(":")
-    workers = [*hsm_workers(home), *web_workers(home, sockets)]
+    workers = [*hsm_workers(home), *web_workers(home, sockets), background_worker(home)]
     supervisor = Supervisor(workers, folder, variable if source == "env" else "")
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

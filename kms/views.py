@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import cast
 
 import msgspec
@@ -20,11 +22,16 @@ from keypeer.wire.messages import (
     HostView,
     LeaseView,
     LogPositions,
+    OldVersionView,
     PolicyDocument,
     PolicyView,
+    PrincipalView,
+    Problem,
     ReasonView,
     RuntimeView,
     SignedGeoTag,
+    StaffRole,
+    VmRotationView,
     VmView,
 )
 from kms.custody.port import KeyRecord
@@ -39,13 +46,18 @@ from kms.domain import (
     KeyAttributes,
     LaunchPosition,
     Lease,
+    Principal,
     Refusal,
     RuntimeVerdict,
     StoredGeoTag,
     StoredPolicy,
+    Tombstone,
+    VmRotation,
     boot_facts,
 )
-from kms.errors import Reason
+from kms.errors import KeypeerError, Reason, Unavailable
+from kms.keys.lifecycle import settled
+from kms.pki import to_pem
 
 _attributes = msgspec.msgpack.Decoder(KeyAttributes)
 _document = msgspec.json.Decoder(PolicyDocument)
@@ -53,6 +65,19 @@ _document = msgspec.json.Decoder(PolicyDocument)
 
 def reason_view(reason: Reason) -> ReasonView:
     return ReasonView(id=reason.id, asked=reason.asked, found=reason.found, mend=reason.mend)
+
+
+def problem_view(error: KeypeerError) -> Problem:
+    """``error`` as the document that a caller gets; ``type`` is a URN made of the stable code."""
+    return Problem(
+        type=f"urn:keypeer:problem:{error.code}",
+        title=HTTPStatus(error.status).phrase,
+        status=int(error.status),
+        detail=error.detail,
+        code=error.code,
+        hint=error.hint,
+        reasons=tuple(reason_view(reason) for reason in error.reasons),
+    )
 
 
 def flat_views(reasons: tuple[tuple[str, str, str, str], ...]) -> tuple[ReasonView, ...]:
@@ -211,18 +236,25 @@ def policy_view(stored: StoredPolicy) -> PolicyView:
 
 
 def key_attributes(record: KeyRecord) -> KeyAttributes:
-    """What the key is bound to; part of what the HSM worker's MAC covers."""
-    return _attributes.decode(record.attributes)
+    """What the key is bound to; part of what the HSM worker's MAC covers. Raises ``store.tampered``."""
+    try:
+        return _attributes.decode(record.attributes)
+    except msgspec.DecodeError:
+        raise Unavailable(
+            "store.tampered",
+            f"the key record of VM {record.vm} has attributes that this service didn't write",
+            hint="the database was changed behind the service's back: restore it from a backup",
+        ) from None
 
 
-def vm_view(record: KeyRecord, lease: Lease | None) -> VmView:
-    attributes = key_attributes(record)
+def vm_view(record: KeyRecord, lease: Lease | None, now: int, olds: Sequence[KeyRecord] = ()) -> VmView:
+    attributes = settled(key_attributes(record), now)
     return VmView(
         vm=record.vm,
         policy=attributes.policy,
         version=record.key_version,
         size=32 if record.size == 32 else 64,
-        state="active",
+        state=attributes.state,
         created_at=attributes.created_at,
         created_by=attributes.created_by,
         config=attributes.config.hex() or None,
@@ -231,4 +263,77 @@ def vm_view(record: KeyRecord, lease: Lease | None) -> VmView:
         )
         if lease
         else None,
+        since=attributes.since or attributes.created_at,
+        made_at=attributes.made_at or attributes.created_at,
+        tenant=attributes.tenant or None,
+        labels=attributes.labels,
+        imported=attributes.imported,
+        activates_at=attributes.activates_at or None,
+        destroy_at=attributes.destroy_at or None,
+        readable_until=attributes.readable_until or None,
+        compromised_at=attributes.compromised_at or None,
+        versions=tuple(_old_version_view(old) for old in olds),
+    )
+
+
+def _old_version_view(record: KeyRecord) -> OldVersionView:
+    attributes = key_attributes(record)
+    return OldVersionView(
+        version=record.key_version,
+        state=attributes.state,
+        since=attributes.since,
+        readable_until=attributes.readable_until or None,
+        destroy_at=attributes.destroy_at or None,
+    )
+
+
+def tombstone_view(tombstone: Tombstone) -> VmView:
+    attributes = tombstone.attributes
+    return VmView(
+        vm=tombstone.vm,
+        policy=attributes.policy,
+        version=tombstone.versions,
+        size=32 if tombstone.size == 32 else 64,
+        state="destroyed",
+        created_at=attributes.created_at,
+        created_by=attributes.created_by,
+        config=attributes.config.hex() or None,
+        since=tombstone.destroyed_at,
+        made_at=attributes.made_at or attributes.created_at,
+        tenant=attributes.tenant or None,
+        labels=attributes.labels,
+        imported=attributes.imported,
+        compromised_at=attributes.compromised_at or None,
+    )
+
+
+def vm_rotation_view(rotation: VmRotation) -> VmRotationView:
+    return VmRotationView(
+        rotation=rotation.rotation,
+        tenant=rotation.tenant or None,
+        policy=rotation.policy or None,
+        labels=rotation.labels,
+        prefix=rotation.prefix or None,
+        started_at=rotation.started_at,
+        started_by=rotation.started_by,
+        looked_at=rotation.looked_at,
+        rotated=rotation.rotated,
+        failed=rotation.failed,
+        ended_at=rotation.ended_at or None,
+        trouble=rotation.trouble,
+    )
+
+
+def principal_view(principal: Principal) -> PrincipalView:
+    key = principal.approval_key or principal.public_key
+    return PrincipalView(
+        role=cast("StaffRole", principal.role),
+        name=principal.name,
+        certificate_sha256=principal.certificate_sha256.hex(),
+        certificate=to_pem(principal.certificate) if principal.certificate else "",
+        enrolled_at=principal.enrolled_at,
+        enrolled_by=principal.enrolled_by,
+        expires_at=principal.expires_at or None,
+        approval_key_sha256=hashlib.sha256(key).hexdigest() if key and principal.role == "officer" else "",
+        apart=bool(principal.approval_key),
     )

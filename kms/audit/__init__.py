@@ -1,1 +1,1 @@
-"""The audit log: what an entry says, and how entries are chained. Pure."""
+"""The audit log: what an entry says. How entries form a tree is keypeer.wire.tlog's matter. Pure."""

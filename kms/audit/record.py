@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
-from kms.errors import Reason
+from kms import limits
+from kms.errors import KeypeerError, Reason
 
 Outcome = Literal["granted", "refused", "done"]
+Facts = dict[str, str | int | bool | list[str]]
 
 
 class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -23,7 +27,7 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     vm: str = ""
     code: str = ""
     reasons: tuple[tuple[str, str, str, str], ...] = ()
-    facts: dict[str, str | int | bool | list[str]] = {}
+    facts: Facts = {}
 
 
 _encoder = msgspec.json.Encoder()
@@ -31,13 +35,45 @@ _decoder = msgspec.json.Decoder(AuditRecord)
 
 
 def encode_record(record: AuditRecord) -> bytes:
-    """The entry's bytes: JSON, so that a copy of the log can be read without keypeer."""
-    return _encoder.encode(record)
+    """The entry's bytes: JSON, so that a copy of the log can be read without keypeer. What wouldn't fit into a bundle
+    is shortened: of large facts stays the digest, of many reasons the first."""
+    data = _encoder.encode(record)
+    return data if len(data) <= limits.LOG_ENTRY_BYTES_MAX else _encoder.encode(_shortened(record))
+
+
+def _shortened(record: AuditRecord) -> AuditRecord:
+    cut = limits.LOG_REASON_CHARS_MAX
+    kept = record.reasons[: limits.LOG_REASONS_MAX]
+    facts = _digested(record.facts)
+    if len(kept) < len(record.reasons):
+        facts["reasons_left_out"] = len(record.reasons) - len(kept)
+    reasons = tuple((i[:cut], a[:cut], f[:cut], m[:cut]) for i, a, f, m in kept)
+    return msgspec.structs.replace(record, reasons=reasons, facts=facts)
+
+
+def _digested(facts: Mapping[str, str | int | bool | list[str]]) -> Facts:
+    """``facts`` with the SHA-256 of each large one in its place: of a text's UTF-8, of a list's JSON."""
+    short: Facts = {}
+    for name, value in facts.items():
+        raw = value.encode() if isinstance(value, str) else _encoder.encode(value)
+        if len(_encoder.encode(value)) > limits.LOG_FACT_BYTES_MAX:
+            short[f"{name}_sha256"] = hashlib.sha256(raw).hexdigest()
+        else:
+            short[name] = value
+    return short
 
 
 def decode_record(data: bytes) -> AuditRecord:
     """The record in ``data``; raises msgspec.DecodeError when it is none."""
     return _decoder.decode(data)
+
+
+def refused_for(record: AuditRecord, error: KeypeerError, now: float, entries: int) -> AuditRecord:
+    """``record`` as the refusal of what it would have told: it, and ``entries`` less one like it, weren't done."""
+    facts: Facts = {"would_be": record.outcome}
+    if entries > 1:
+        facts["entries"] = entries
+    return msgspec.structs.replace(record, time=now, outcome="refused", code=error.code, reasons=(), facts=facts)
 
 
 def flat(reasons: tuple[Reason, ...]) -> tuple[tuple[str, str, str, str], ...]:

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import click
 
 from hsm_adapter.pin import Pin, read_pin
+from kms.cli.adapter import recovery_arguments, run_adapter, so_pin_arguments
 from kms.cli.common import folder, home_option, in_words, json_option, say
 from kms.cli.files import write_new
 from kms.cli.steps import Done
 from kms.cli.worker import hsm_worker
-from kms.errors import BadRequest, Unavailable
+from kms.errors import BadRequest
 from kms.settings import FILE, Home, read_home
-
-PROVISION_DEADLINE_S = 120  # seconds; key generation in a real HSM takes a few each
 
 _TEMPLATE = """\
 # keypeer's settings. Relative paths start at this file's folder; {{home}} stands for it in hsm.environment.
@@ -61,6 +57,9 @@ vendor_cas = "vendor-cas"  # certificates of the EK issuers that you trust
 @click.option("--env", "environment", multiple=True, help="NAME=VALUE for the module, such as SOFTHSM2_CONF.")
 @click.option("--listen", default="127.0.0.1:8443", show_default=True, help="Address and port.")
 @click.option("--name", "names", multiple=True, help="A DNS name or address for the server certificate.")
+@click.option(
+    "--reissue", default=None, metavar="ROLE[/NAME]", help="Issue a new certificate and key where they were lost."
+)
 @json_option
 @in_words
 def init(
@@ -72,6 +71,7 @@ def init(
     environment: tuple[str, ...],
     listen: str,
     names: tuple[str, ...],
+    reissue: str | None,
     as_json: bool,
 ) -> None:
     """Set the service up: settings, HSM keys, certificates of the service and of its first staff."""
@@ -87,7 +87,7 @@ def init(
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     asked = read_pin("prompt") if settled.settings.hsm.pin == "prompt" else None
     _provision(settled, so_pin, asked, done)
-    asyncio.run(_issue(settled, asked, done))
+    asyncio.run(_issue(settled, asked, done, reissue))
     if as_json:
         click.echo(json.dumps({"home": str(settled.folder.absolute()), "done": done.steps}))
     elif not done.steps:
@@ -117,48 +117,18 @@ def _write_settings(
 
 
 def _provision(home: Home, so_pin: str | None, asked: Pin | None, done: Done) -> None:
-    """Token and keys, in a process of their own: this one never loads the module."""
-    worker = home.hsm_worker(home.run / "init.sock")
-    command = [sys.executable, "-m", "hsm_adapter.provision", "--module", str(worker["module"])]
-    command += ["--label", str(worker["token_label"]), "--pin", str(worker["pin"])]
-    if so_pin is not None:
-        kind, _, path = so_pin.partition(":")
-        command += ["--so-pin", f"file:{home.path(path)}" if kind == "file" else so_pin]
-    environment = {**os.environ, **home.settings.hsm.environment, **_environment(worker)}
-    try:
-        result = subprocess.run(
-            command,
-            env=environment,
-            input=asked.reveal() if asked else "",
-            capture_output=True,
-            text=True,
-            timeout=PROVISION_DEADLINE_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise Unavailable(
-            "hsm.unavailable", f"the token didn't answer in {PROVISION_DEADLINE_S} s", hint="is the HSM reachable?"
-        ) from None
-    if result.returncode != 0:
-        code, _, detail = result.stderr.strip().partition(": ")
-        raise Unavailable(
-            code if code.startswith("hsm.") else "hsm.unavailable",
-            detail or result.stderr.strip(),
-            hint="check module, token label and PIN source in the settings",
-        )
-    answer = json.loads(result.stdout)
+    """Token and keys, in a process of their own."""
+    arguments = [*so_pin_arguments(home, so_pin), *recovery_arguments(home)]
+    answer = run_adapter(home, "provision", arguments, asked.reveal().encode() if asked else b"")
     if answer["initialised"]:
-        done.add(f"initialised the token {worker['token_label']}")
+        done.add(f"initialised the token {home.settings.hsm.token}")
     if answer["made"]:
         done.add(f"made in the HSM: {', '.join(answer['made'])}")
+        if not (home.recovery / "recovery.pub.pem").exists():
+            say("init: these keys are lost with the token; keypeer recovery create, before init, makes a way back")
 
 
-def _environment(worker: dict[str, object]) -> dict[str, str]:
-    environment = worker["environment"]
-    return {str(key): str(value) for key, value in environment.items()} if isinstance(environment, dict) else {}
-
-
-async def _issue(home: Home, asked: Pin | None, done: Done) -> None:
+async def _issue(home: Home, asked: Pin | None, done: Done, reissue: str | None) -> None:
     from kms.app import open_store
     from kms.cli.issuer import Issuer
     from kms.custody.client import HsmClient
@@ -168,6 +138,6 @@ async def _issue(home: Home, asked: Pin | None, done: Done) -> None:
         await custody.start()
         try:
             async with open_store(home) as store:
-                await Issuer(home, custody, store, done).run()
+                await Issuer(home, custody, store, done).run(reissue)
         finally:
             await custody.close()

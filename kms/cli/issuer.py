@@ -18,8 +18,8 @@ from kms.cli.files import write_private
 from kms.cli.steps import Done
 from kms.custody.port import Custody
 from kms.domain import Principal, Role
-from kms.errors import KeypeerError
-from kms.records import PRINCIPALS, Records
+from kms.errors import BadRequest, KeypeerError, NotFound
+from kms.records import PRINCIPALS, Loaded, Records
 from kms.settings import Home
 from kms.store.port import Check, Commit, Committed, Store
 
@@ -38,13 +38,27 @@ class Issuer:
         self._done = done
         self._now = int(time.time())
 
-    async def run(self) -> None:
-        """All certificates, the CA's first."""
+    async def run(self, reissue: str | None = None) -> None:
+        """All certificates, the CA's first; ``reissue`` names someone of the staff (ROLE or ROLE/NAME) whose key or
+        certificate was lost. Whoever may run this may do all that officers do: it takes the HSM's PIN."""
         public_key = (await self._custody.describe()).public_keys["ca"]
         ca = await self._ca(public_key)
         await self._server(ca)
+        if reissue is not None:
+            await self._reissue(ca, reissue)
+            return
         for role in STAFF:
             await self._staff(ca, role)
+
+    async def _reissue(self, ca: bytes, who: str) -> None:
+        role, _, name = who.partition("/")
+        if role not in STAFF:
+            raise BadRequest("principal.role", f"{role} is no role of staff", hint="officer, operator or auditor")
+        name = name or role
+        known = await self._records.load(PRINCIPALS, f"{role}/{name}")
+        if known is None:
+            raise NotFound("principal.unknown", f"there is no {role} {name}", hint=f"keypeer {role} list")
+        await self._give(ca, role, name, known, "principal.reissue")
 
     async def _ca(self, public_key: bytes) -> bytes:
         path = self._home.tls / "ca.pem"
@@ -74,29 +88,44 @@ class Issuer:
         known = await self._records.load(PRINCIPALS, f"{role}/{role}")
         if known is not None and not self._to_renew(place / "cert.pem", known.value):
             return
+        if known is None and await self._store.scan(PRINCIPALS.key(f"{role}/"), b"", 1):
+            return  # it was removed, by officers who are others by now
+        await self._give(ca, role, role, known, "principal.issue")
+
+    async def _give(self, ca: bytes, role: Role, name: str, known: Loaded[Principal] | None, action: str) -> None:
+        place = self._home.identities / name
         spki, key = _new_key()
         certificate = await self._sign(
             pki.client_tbs(
                 spki,
                 ca,
                 role=role,
-                name=role,
+                name=name,
                 serial=os.urandom(pki.SERIAL_BYTES),
                 now=self._now,
                 life=limits.STAFF_CERTIFICATE_LIFE_S,
             )
         )
-        principal = Principal(role, role, hashlib.sha256(certificate).digest(), self._now)
+        principal = Principal(
+            name,
+            role,
+            hashlib.sha256(certificate).digest(),
+            self._now,
+            public_key=spki,
+            certificate=certificate,
+            expires_at=self._now + limits.STAFF_CERTIFICATE_LIFE_S,
+            enrolled_by="keypeer init",
+        )
         entry = AuditRecord(
             time=time.time(),
-            action="principal.issue",
+            action=action,
             outcome="done",
             actor="keypeer init",
             role="",
-            facts={"principal": f"{role}/{role}", "certificate_sha256": principal.certificate_sha256.hex()},
+            facts={"principal": f"{role}/{name}", "certificate_sha256": principal.certificate_sha256.hex()},
         )
-        check = known.check if known else Check(PRINCIPALS.key(f"{role}/{role}"), 0)
-        puts = await self._records.seal([PRINCIPALS.put(f"{role}/{role}", principal)])
+        check = known.check if known else Check(PRINCIPALS.key(f"{role}/{name}"), 0)
+        puts = await self._records.seal([PRINCIPALS.put(f"{role}/{name}", principal)])
         # The files take their names once the store knows the certificate. After a crash in between, the drafts are
         # there and the store's certificate isn't in cert.pem, so that the next run issues another one.
         drafts = self._write_identity(place, certificate, key, ca)
@@ -105,16 +134,17 @@ class Issuer:
             raise KeypeerError("store.conflict", f"someone else issued a certificate for {role} at the same time")
         for draft in drafts:
             draft.replace(draft.with_suffix(""))
-        self._done.add(f"issued the first {role} certificate in {place}")
+        self._done.add(f"issued the {'first ' if action == 'principal.issue' else ''}{role} certificate in {place}")
 
     def _to_renew(self, path: Path, known: Principal) -> bool:
-        """Whether the certificate at ``path`` is no longer the one that is good, or soon won't be. One that was taken
-        to its owner's machine is left alone: issuing another would end it."""
+        """Whether the certificate at ``path`` didn't get there when it was issued, or soon won't be good. One that was
+        taken to its owner's machine is left alone: issuing another would end it."""
         if not path.exists():
             return path.with_name(f"{path.name}.new").exists()
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
         is_good = certificate.fingerprint(hashes.SHA256()) == known.certificate_sha256
-        return not is_good or _expires_soon(path, self._now)
+        # Another good one that wasn't left behind half-way here was renewed on its owner's machine.
+        return path.with_name(f"{path.name}.new").exists() if not is_good else _expires_soon(path, self._now)
 
     def _write_identity(self, place: Path, certificate: bytes, key: bytes, ca: bytes) -> list[Path]:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)

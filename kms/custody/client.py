@@ -20,6 +20,7 @@ from hsm_adapter import framing
 from hsm_adapter.protocol import (
     Amend,
     Anchor,
+    Background,
     CreateKey,
     Describe,
     Description,
@@ -51,6 +52,7 @@ from hsm_adapter.protocol import (
     WriteAnchor,
 )
 from kms import limits
+from kms.custody.each import ask, describe_each
 from kms.custody.port import SigningKey, WorkerHealth
 from kms.errors import BadRequest, KeypeerError, Unavailable
 
@@ -83,6 +85,9 @@ class _Connection(asyncio.Protocol):
         self._frames: deque[list[_Job]] = deque()
         self._head_since = 0.0  # when the oldest frame became the one that is worked on
         self._sent = 0
+        self._ours = self._ours_then = self._all_then = 0  # operations the worker did: ours, and of everybody
+        self._asked_at = 0.0
+        self.quiet = False  # nobody else has asked the worker for much lately
 
     @property
     def ready(self) -> bool:
@@ -124,15 +129,32 @@ class _Connection(asyncio.Protocol):
         for job, result in zip(jobs, reply.results, strict=True):
             if isinstance(result, Pong):
                 self.health = WorkerHealth(self.name, result.healthy, result.reason)
+                self._listen(result.operations)
+            else:
+                self._ours += 1
             if not job.future.done():
                 job.future.set_result(result)
 
+    def _listen(self, operations: int) -> None:
+        """What the worker did for others since its last pong."""
+        others = (operations - self._all_then) - (self._ours - self._ours_then)
+        self.quiet = 0 <= others < limits.HSM_QUIET_OPERATIONS
+        self._all_then, self._ours_then = operations, self._ours
+
+    def asks(self, now: float) -> bool:
+        """Whether it is time to look again if the worker is quiet."""
+        if now - self._asked_at < limits.HSM_LISTEN_S:
+            return False
+        self._asked_at = now
+        return True
+
     def overdue(self, now: float) -> bool:
         """Whether the oldest frame has been worked on past its deadline: one operation's, and time for all that a slow
-        HSM may have to do before it, of this frame and of other web workers' frames."""
+        HSM may have to do before it: of this frame, and of one frame of each other client, whose turns come between.
+        A background client's frame waits no longer: its turn comes after limits.BACKGROUND_STARVE_S of the worker."""
         if not self._frames:
             return False
-        before = len(self._frames[0]) + limits.HSM_FRAMES_IN_FLIGHT * limits.HSM_FRAME_OPERATIONS_MAX
+        before = len(self._frames[0]) + self._client.clients * limits.HSM_FRAME_OPERATIONS_MAX
         return now - self._head_since > limits.HSM_OPERATION_DEADLINE_S + before * limits.HSM_OPERATION_SLOW_S
 
     def abort(self) -> None:
@@ -151,8 +173,13 @@ class _Connection(asyncio.Protocol):
 class HsmClient:
     """kms.custody.port.Custody over the workers' Unix sockets."""
 
-    def __init__(self, sockets: Sequence[Path]) -> None:
+    def __init__(self, sockets: Sequence[Path], *, background: bool = False, clients: int = limits.HSM_CLIENTS) -> None:
+        """``background``: workers serve this client when nobody else waits; others wait for a whole frame of it.
+        ``clients``: how many others send full frames to the same workers."""
+        self.clients = clients
         self._sockets = tuple(sockets)
+        self._background = background
+        self._greeting: Ping | Background = Background() if background else Ping()
         self._connections: dict[Path, _Connection] = {}
         self._queue: deque[_Job] = deque()
         self._tasks: list[asyncio.Task[None]] = []
@@ -201,10 +228,12 @@ class HsmClient:
         return await self._plural(keys, KeyRecord)
 
     async def make_version(self, key: VersionedKey, version: int) -> MadeVersion:
-        return await self._single(MakeVersion(key, version), MadeVersion)
+        # Always the first worker: it looks and makes in one turn, and two of them at once would make two keys of one
+        # label, which no worker takes (hsm.key_ambiguous).
+        return await ask(self._sockets[0], MakeVersion(key, version), MadeVersion)
 
     async def destroy_version(self, key: VersionedKey, version: int) -> bool:
-        return (await self._single(DestroyVersion(key, version), Destroyed)).there_was
+        return (await ask(self._sockets[0], DestroyVersion(key, version), Destroyed)).there_was
 
     async def read_anchor(self) -> Anchor:
         return await self._single(ReadAnchor(), Anchor)
@@ -217,6 +246,9 @@ class HsmClient:
 
     async def describe(self) -> Description:
         return await self._single(Describe(), Description)
+
+    async def describe_each(self) -> dict[str, Description]:
+        return dict(zip((path.stem for path in self._sockets), await describe_each(self._sockets), strict=True))
 
     async def health(self) -> tuple[WorkerHealth, ...]:
         return tuple(
@@ -247,9 +279,14 @@ class HsmClient:
         self._queue.extend(jobs)
         self.pump()
         results = []
-        for job in jobs:
-            result = await job.future
-            results.append(await self._elsewhere(job, result))
+        try:
+            for job in jobs:
+                result = await job.future
+                results.append(await self._elsewhere(job, result))
+        except asyncio.CancelledError:  # nobody waits for what wasn't sent yet
+            given_up = set(map(id, jobs))
+            self._queue = deque(job for job in self._queue if id(job) not in given_up)
+            raise
         return results
 
     async def _elsewhere(self, job: _Job, result: Result) -> Result:
@@ -270,14 +307,27 @@ class HsmClient:
                 return
             connection = min(ready, key=lambda candidate: candidate.frames)
             share = -(-len(self._queue) // len(ready))
-            size = min(max(share, limits.HSM_FRAME_OPERATIONS_MIN), limits.HSM_FRAME_OPERATIONS_MAX, len(self._queue))
-            connection.send([self._queue.popleft() for _ in range(size)])
+            size = min(max(share, limits.HSM_FRAME_OPERATIONS_MIN), self._frame_max(connection), len(self._queue))
+            jobs = [self._queue.popleft() for _ in range(size)]
+            if self._background and connection.asks(time.monotonic()):
+                jobs.append(self._job(Ping()))
+            connection.send(jobs)
+
+    def _frame_max(self, connection: _Connection) -> int:
+        """Others wait for a whole frame of the background's, so it has small ones unless there are no others."""
+        if self._background and not connection.quiet:
+            return limits.HSM_FRAME_OPERATIONS_BACKGROUND
+        return limits.HSM_FRAME_OPERATIONS_MAX
+
+    def _job(self, operation: Ping | Background) -> _Job:
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        return _Job(operation, future, time.monotonic() + limits.HSM_OPERATION_DEADLINE_S)
 
     def requeue(self, jobs: list[_Job]) -> None:
         """Operations of a worker that was lost: first in the queue again, unless they were tried enough."""
         for job in jobs:
             job.attempts += 1
-        pings = [job for job in jobs if isinstance(job.operation, Ping)]
+        pings = [job for job in jobs if isinstance(job.operation, Ping | Background)]
         tired = [job for job in jobs if job.attempts >= limits.HSM_ATTEMPTS_MAX and job not in pings]
         self._fail(pings + tired, "every HSM worker tried was lost")
         self._queue.extendleft(
@@ -308,8 +358,7 @@ class HsmClient:
 
     def _ping(self, connection: _Connection) -> None:
         if connection.frames < limits.HSM_FRAMES_IN_FLIGHT:
-            future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-            connection.send([_Job(Ping(), future, time.monotonic() + limits.HSM_OPERATION_DEADLINE_S)])
+            connection.send([self._job(self._greeting)])
 
     async def _watch(self) -> None:
         while True:

@@ -1,5 +1,5 @@
 """What flows may ask of the HSM. Every operation is safe to repeat on another worker: a repeated ``create_keys`` makes
-keys that nobody stores, the others change nothing in the token."""
+keys that nobody stores; what changes the token does what isn't done yet."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hsm_adapter.protocol import (
     Description,
     ImportKey,
     KeyRecord,
+    KeySize,
     MacValue,
     MadeVersion,
     NewKey,
@@ -32,6 +33,7 @@ __all__ = [
     "Description",
     "ImportKey",
     "KeyRecord",
+    "KeySize",
     "MacValue",
     "MadeVersion",
     "NewKey",
@@ -96,5 +98,10 @@ class Custody(Protocol):
     async def random(self, size: int) -> bytes: ...
 
     async def describe(self) -> Description: ...
+
+    async def describe_each(self) -> dict[str, Description]:
+        """What every worker finds in the token now, by the worker's name: each works with the newest keys from then
+        on. Raises Unavailable ``hsm.worker_silent`` unless all of them answer."""
+        ...
 
     async def health(self) -> tuple[WorkerHealth, ...]: ...

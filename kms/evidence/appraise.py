@@ -25,12 +25,12 @@ from typing import NamedTuple
 from keypeer.wire.boot import BootFacts
 from keypeer.wire.profile import LAUNCH_PCR
 from kms.domain import AppraisalFacts, BindingKey, BootSummary, ClockRecord, LaunchPosition
-from kms.errors import LogsWanted, Reason
+from kms.errors import LogsWanted, Overtaken, Reason
 from kms.evidence.baselines import check_baselines
 from kms.evidence.binding import check_binding
 from kms.evidence.boot.appraise import check_boot
 from kms.evidence.boot.constants import LOG_PCRS, STUB_PCRS
-from kms.evidence.counters import ClockReading, compare
+from kms.evidence.counters import ClockReading, compare, overtaken
 from kms.evidence.drtm import LAUNCH_PCR as DRTM_PCR
 from kms.evidence.drtm import drtm_launched
 from kms.evidence.geo import check_geo
@@ -85,7 +85,8 @@ def appraise(evidence: Evidence, expectations: Expectations, now: int) -> Apprai
     """The verdict on one exchange's evidence at ``now`` (Unix seconds).
 
     Raises EvidenceError ``evidence.malformed`` for bytes that don't parse, LogsWanted for logs that begin elsewhere
-    than asked, and Refused ``enrol.ak`` when the enrolled AK itself doesn't meet today's rules.
+    than asked, Overtaken for a quote older than the newest that is known, and Refused ``enrol.ak`` when the enrolled AK
+    itself doesn't meet today's rules.
     """
     findings = Findings(expectations.host)
     ak = load_attestation_key(expectations.ak_public)
@@ -97,7 +98,10 @@ def appraise(evidence: Evidence, expectations: Expectations, now: int) -> Apprai
     clock = _clock(quote, now)
     proven = None if quoted is None else Proven(clock, quoted, evidence.boot_log if boot else None, boot)
     if quoted is not None and expectations.last_clock is not None:
-        findings.reasons.extend(compare(_reading(expectations.last_clock), _reading(clock)).reasons)
+        last = _reading(expectations.last_clock)
+        if (late_ms := overtaken(last, _reading(clock))) is not None:
+            raise Overtaken(late_ms)
+        findings.reasons.extend(compare(last, _reading(clock)).reasons)
     previous = expectations.previous
     rebooted = previous is not None and previous.reset_count != quote.counters.reset_count
     baselines: tuple[str, ...] = ()

@@ -57,6 +57,14 @@ def compare(previous: ClockReading, now: ClockReading) -> Continuity:
     return Continuity(event, (), firmware_changed)
 
 
+def overtaken(previous: ClockReading, now: ClockReading) -> int | None:
+    """By how many milliseconds ``now`` was read before ``previous``, when two exchanges of one TPM arrived in the other
+    order: as far apart as answers to live challenges can be, and nothing else differs. None: they weren't."""
+    back = previous.clock - now.clock
+    alike = previous._replace(clock=now.clock, safe=now.safe, at=now.at) == now
+    return back if alike and 0 < back <= limits.TPM_CLOCK_SLACK_MS else None
+
+
 def _suspicion(previous: ClockReading, now: ClockReading) -> tuple[Event, str | None]:
     lost = _lost(previous, now)
     if lost is not None:

@@ -79,28 +79,50 @@ def check_geo(
 
 def _check_tag(findings: Findings, geo: GeoEvidence, expectations: Expectations, now: int) -> GeoTagStatement | None:
     try:
-        statement = _verified(geo.statement, geo.tag_signature, expectations.geo_public_key)
+        statement = _verified(geo.statement, geo.tag_signature, expectations.geo_public_keys)
     except InvalidSignature:
-        findings.add(
-            "geo.signature",
-            asked="a geo-tag signed by this service",
-            found="a tag whose signature doesn't verify",
-            mend=f"host {findings.host} fetches its tag again (keypeer agent attest)",
-        )
+        _tell_signature(findings, geo, expectations)
         return None
     _check_owner(findings, statement, expectations)
     _check_validity(findings, statement, expectations.current_tag, now)
     return statement
 
 
-@lru_cache(limits.GEO_TAGS_CACHED)
-def _verified(statement: bytes, signature: bytes, public_key: bytes) -> GeoTagStatement:
-    # A tag stays the same for months: that its signature holds is a fact of the bytes, so it is checked once. Failures
-    # raise and aren't kept.
+def _tell_signature(findings: Findings, geo: GeoEvidence, expectations: Expectations) -> None:
+    for version, public_key in expectations.geo_retired_keys:
+        if _signed_by(public_key, geo.statement, geo.tag_signature):
+            findings.add(
+                "geo.key_retired",
+                asked="a geo-tag signed by a version of the geo key that counts",
+                found=f"a tag signed by version {version}, which officers retired",
+                mend=f"an officer issues host {findings.host} a new tag (keypeer geo-tag issue)",
+            )
+            return
+    findings.add(
+        "geo.signature",
+        asked="a geo-tag signed by this service",
+        found="a tag whose signature doesn't verify",
+        mend=f"host {findings.host} fetches its tag again (keypeer agent attest)",
+    )
+
+
+def _signed_by(public_key: bytes, statement: bytes, signature: bytes) -> bool:
     key = load_der_public_key(public_key)
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise TypeError("geo-tags are signed with an EC key")
-    key.verify(signature, geo_tag_preimage(statement), ec.ECDSA(hashes.SHA256()))
+    try:
+        key.verify(signature, geo_tag_preimage(statement), ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+@lru_cache(limits.GEO_TAGS_CACHED)
+def _verified(statement: bytes, signature: bytes, public_keys: tuple[bytes, ...]) -> GeoTagStatement:
+    # A tag stays the same for months: that its signature holds is a fact of the bytes, so it is checked once. Failures
+    # raise and aren't kept.
+    if not any(_signed_by(public_key, statement, signature) for public_key in public_keys):
+        raise InvalidSignature
     try:
         return decode_statement(statement)
     except WireError as error:

@@ -108,10 +108,11 @@ class Expectations:
     """What the service knows about the host, and what this exchange asked for.
 
     ``ek_digest``: SHA-256 of the EK's TPMT_PUBLIC. ``ak_public``: the enrolled AK's TPMT_PUBLIC. ``qualifying_data``:
-    keypeer.wire.canonical.qualifying_data of this exchange. ``geo_public_key``: SPKI DER, EC P-256. ``known_binding``,
-    ``previous`` and ``known_ima``: of the host's session, when it has one; ``last_clock``: the last reading of its
-    TPM's; ``known_boot``: from its last evidence; ``known_launches``: of its last boot; ``runtime``: the policies that
-    its list is held against. ``manufacturer`` is the TPM's, by its EK certificate.
+    keypeer.wire.canonical.qualifying_data of this exchange. ``geo_public_keys``: SPKI DER, EC P-256,
+    the newest first; ``geo_retired_keys``: those that count no more, by version. ``known_binding``, ``previous`` and
+    ``known_ima``: of the host's session, when it has one; ``last_clock``: the last reading of its TPM's;
+    ``known_boot``: from its last evidence; ``known_launches``: of its last boot; ``runtime``: the policies that its
+    list is held against. ``manufacturer`` is the TPM's, by its EK certificate.
     """
 
     host: str
@@ -122,7 +123,7 @@ class Expectations:
     quote_pcrs: frozenset[int]
     binding_pcrs: tuple[int, ...]
     baselines: tuple[Baseline, ...]
-    geo_public_key: bytes
+    geo_public_keys: tuple[bytes, ...]
     current_tag: str | None
     known_binding: BindingKey | None
     previous: Counters | None
@@ -132,6 +133,7 @@ class Expectations:
     runtime: tuple[KnownRuntime, ...] = ()
     known_launches: LaunchPosition = NO_LAUNCHES
     manufacturer: str = ""
+    geo_retired_keys: tuple[tuple[int, bytes], ...] = ()
 
     def __post_init__(self) -> None:
         # A binding key over PCRs that the quote doesn't show could be bound to anything.

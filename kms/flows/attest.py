@@ -7,19 +7,20 @@ import msgspec
 
 from keypeer.wire.canonical import qualifying_data
 from keypeer.wire.encoding import b64decode, b64encode
-from keypeer.wire.messages import AttestRequest, AttestResult, SessionGrant
+from keypeer.wire.messages import AttestRequest, AttestResult, SessionGrant, SessionKeyLink
 from kms import limits, nonces
 from kms.audit.record import flat
-from kms.custody.port import OpenSession
+from kms.custody.port import OpenSession, SessionRecord
 from kms.domain import (
     NO_IMA,
     NO_LAUNCHES,
     AttestationSession,
     GeoFacts,
+    KeysInUse,
     OutstandingNonces,
     Refusal,
 )
-from kms.errors import KeypeerError, LogsWanted, Reason, Refused
+from kms.errors import KeypeerError, NoVerdict, Reason, Refused
 from kms.evidence.appraise import Appraisal, Proven, Untrusted, appraise
 from kms.evidence.model import Evidence, Expectations
 from kms.evidence.received import received
@@ -32,11 +33,14 @@ from kms.records import (
     NONCES,
     REFUSALS,
     SESSIONS,
+    keys_in_use,
 )
+from kms.signing_keys import SigningKey, links
 from kms.views import appraisal_view, log_positions
 
 _ACTION = "host.attest"
 _encode = msgspec.msgpack.Encoder().encode
+_session_record = msgspec.msgpack.Decoder(SessionRecord)
 
 
 async def attest(ctx: Context, caller: Caller, request: AttestRequest) -> AttestResult:
@@ -59,9 +63,10 @@ async def _once(
         left = nonces.use(state.nonces.value if state.nonces else nonces.EMPTY, nonce, caller.name, now)
     except Refused as error:
         raise await ctx.refuse(caller, _ACTION, error, host=caller.name) from None
+    geo = await ctx.signing_key("geo")
     try:
-        verdict = appraise(evidence, _expectations(ctx, caller, state, request), now)
-    except LogsWanted as error:  # no verdict: the nonce is used up, the session stays
+        verdict = appraise(evidence, _expectations(ctx, caller, state, geo, request), now)
+    except NoVerdict as error:  # no verdict: the nonce is used up, the session stays
         puts = await ctx.records.seal([NONCES.put(caller.name, left)])
         if await ctx.try_commit(checks=state.checks(), puts=puts, entries=[]):
             raise error from None
@@ -72,7 +77,7 @@ async def _once(
     if isinstance(verdict, Untrusted):
         await _refuse(ctx, caller, state, left, _untrusted(caller.name, verdict), verdict.proven)
         return None
-    return await _grant(ctx, caller, state, left, verdict, request)
+    return await _grant(ctx, caller, state, geo, left, verdict, request)
 
 
 async def _read(ctx: Context, caller: Caller) -> KnownHost:
@@ -83,7 +88,9 @@ async def _read(ctx: Context, caller: Caller) -> KnownHost:
     return await read_known(ctx.records, ctx.runtime, host)
 
 
-def _expectations(ctx: Context, caller: Caller, state: KnownHost, request: AttestRequest) -> Expectations:
+def _expectations(
+    ctx: Context, caller: Caller, state: KnownHost, geo: SigningKey, request: AttestRequest
+) -> Expectations:
     host, session = state.host.value, state.session.value if state.session else None
     return Expectations(
         host=host.host,
@@ -100,7 +107,8 @@ def _expectations(ctx: Context, caller: Caller, state: KnownHost, request: Attes
         quote_pcrs=frozenset(ctx.profile.quote_pcrs),
         binding_pcrs=ctx.profile.binding_pcrs,
         baselines=tuple(loaded.value for loaded in state.baselines),
-        geo_public_key=ctx.geo_key,
+        geo_public_keys=tuple(version.public_key for version in geo.good),
+        geo_retired_keys=tuple((version.version, version.public_key) for version in geo.retired),
         current_tag=state.tag.value.tag if state.tag else None,
         known_binding=session.binding if session else None,
         previous=session.appraisal.counters if session else None,
@@ -151,12 +159,18 @@ async def _grant(
     ctx: Context,
     caller: Caller,
     state: KnownHost,
+    geo: SigningKey,
     left: OutstandingNonces,
     verdict: Appraisal,
     request: AttestRequest,
 ) -> AttestResult | None:
     now = ctx.now()
-    session = await _session(ctx, caller, state.session.value if state.session else None, verdict, now)
+    signer = await ctx.signing_key("session")
+    in_use, fence = await keys_in_use(ctx.records)
+    known = state.session.value if state.session else None
+    if known is not None and (known.signed_by != signer.newest.version or _outlived(known, in_use)):
+        known = None  # a session under the newest keys takes its place, so that hosts follow rotations one by one
+    session = await _session(ctx, caller, known, verdict, now, signer.newest.version)
     nonce = ctx.random(limits.NONCE_BYTES)
     records = [NONCES.put(caller.name, nonces.issue(left, nonce, now)), SESSIONS.put(caller.name, session)]
     kept = state.kept_evidence(verdict.proven, now)
@@ -180,11 +194,12 @@ async def _grant(
         },
     )
     deletes = [REFUSALS.key(caller.name)]
-    if not await ctx.try_commit(checks=state.checks(), puts=puts, deletes=deletes, entries=[entry]):
+    checks = [*state.checks(), geo.check, fence]
+    if not await ctx.try_commit(checks=checks, puts=puts, deletes=deletes, entries=[entry]):
         return None
     return AttestResult(
         appraisal=appraisal_view(facts),
-        session=_grant_view(session),
+        session=_grant_view(session, signer),
         next_challenge=ctx.challenge(
             nonce,
             request.purpose,
@@ -199,7 +214,7 @@ async def _grant(
 
 
 async def _session(
-    ctx: Context, caller: Caller, known: AttestationSession | None, verdict: Appraisal, now: int
+    ctx: Context, caller: Caller, known: AttestationSession | None, verdict: Appraisal, now: int, signed_by: int
 ) -> AttestationSession:
     """The host's session: extended when boot, binding key and certificate are the same, else a new one."""
     expires_at = _expiry(verdict.facts.geo, now)
@@ -223,6 +238,7 @@ async def _session(
             binding_name=verdict.binding.name,
             modulus=verdict.binding.modulus,
             exponent=verdict.binding.exponent,
+            signed_by=signed_by,
         )
     )
     return AttestationSession(
@@ -239,7 +255,16 @@ async def _session(
         signature=opened.signature,
         ima=verdict.runtime.ima,
         runtime=verdict.runtime.positions,
+        signed_by=signed_by,
     )
+
+
+def _outlived(session: AttestationSession, in_use: KeysInUse) -> bool:
+    """Whether the session's keys are under a version of the HSM's keys that was replaced: its next attestation opens a
+    new one, so that none is left in the end."""
+    record = _session_record.decode(session.custody)
+    versions = in_use.versions
+    return record.kek < versions.get("kek", 0) or record.mac_key < versions.get("record-mac", 0)
 
 
 def _expiry(geo: GeoFacts | None, now: int) -> int:
@@ -248,7 +273,7 @@ def _expiry(geo: GeoFacts | None, now: int) -> int:
     return min(expires_at, geo.expires_at) if geo else expires_at
 
 
-def _grant_view(session: AttestationSession) -> SessionGrant:
+def _grant_view(session: AttestationSession, signer: SigningKey) -> SessionGrant:
     return SessionGrant(
         session=b64encode(session.session),
         expires_at=session.expires_at,
@@ -257,4 +282,8 @@ def _grant_view(session: AttestationSession) -> SessionGrant:
         oaep_hash=session.oaep_hash,
         wrapped_mac_key=b64encode(session.wrapped_mac_key),
         signature=b64encode(session.signature),
+        key_links=tuple(
+            SessionKeyLink(version=version, public_key=b64encode(spki), endorsement=b64encode(endorsement))
+            for version, spki, endorsement in links(signer)
+        ),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Literal
@@ -11,13 +12,16 @@ from keypeer.wire.encoding import b64encode
 from keypeer.wire.messages import Challenge, LogPositions, Purpose
 from keypeer.wire.profile import GEO_NV_INDEX
 from kms import limits
-from kms.audit.record import AuditRecord, Outcome, encode_record, flat
+from kms.audit.record import AuditRecord, Outcome, decode_record, encode_record, flat, refused_for
 from kms.custody.port import Custody
-from kms.domain import EnrolledHost, Role
+from kms.domain import EnrolledHost, Role, SigningName
 from kms.errors import KeypeerError, NotFound, Refused, Unavailable
 from kms.evidence.ek import VendorCas
 from kms.records import HOSTS, Loaded, Records, RuntimePolicies
-from kms.store.port import Check, Commit, Committed, Conflict, Store
+from kms.rollback import RollbackGuard
+from kms.signing_keys import SigningKey, load_signing_key
+from kms.store.port import Check, Commit, Committed, Conflict, Count, Store
+from kms.witness.port import Witness, WitnessClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,19 @@ class AttestationProfile:
     bank: Literal["sha256", "sha384"]
     quote_pcrs: tuple[int, ...]
     binding_pcrs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogProfile:
+    """How the audit log is signed and witnessed. ``origin`` as the settings have it, "" when they don't say;
+    ``required`` is how many witnesses must be watching for the service to be ready, ``anchor_s`` how many seconds are
+    between writes of the token's anchor."""
+
+    origin: str
+    client: WitnessClient
+    witnesses: tuple[Witness, ...] = ()
+    required: int = 0
+    anchor_s: float = limits.ANCHOR_INTERVAL_S
 
 
 class UnprovenBudget:
@@ -62,6 +79,7 @@ class Rider:
     checks: tuple[Check, ...]
     puts: tuple[tuple[bytes, bytes], ...]
     entries: tuple[bytes, ...]
+    deletes: tuple[bytes, ...] = ()
     spent: bool = False
 
 
@@ -78,11 +96,16 @@ class Context:
     profile: AttestationProfile
     vendor_cas: VendorCas
     ca: bytes
-    geo_key: bytes
-    session_key: bytes
-    appraisal_key: bytes
+    first_keys: Mapping[str, bytes]  # version 1 of each signing key (kms.signing_keys)
+    log: LogProfile
+    rollback: RollbackGuard
     unproven: UnprovenBudget = field(default_factory=UnprovenBudget)
     rider: Rider | None = None
+    accepts_rollback: bool = False  # only what officers do to accept an old store
+
+    async def signing_key(self, name: SigningName) -> SigningKey:
+        """A signing key's versions, freshly read."""
+        return await load_signing_key(self.records, self.first_keys, name)
 
     def now(self) -> int:
         """The time, in whole Unix seconds."""
@@ -135,12 +158,23 @@ class Context:
         puts: Sequence[tuple[bytes, bytes]] = (),
         deletes: Sequence[bytes] = (),
         entries: Sequence[bytes],
+        counts: Sequence[Count] = (),
     ) -> bool:
-        """Whether the change is durable now; False when another change came first and nothing was applied."""
+        """Whether the change is durable now; False when another change came first and nothing was applied. On a store
+        that was put back only entries without a change are written, and what accepts it."""
+        if (puts or deletes) and not self.accepts_rollback:
+            await self.rollback.refuse()
         rider = self.rider if self.rider is not None and not self.rider.spent else None
         if rider is not None:
             checks, puts, entries = (*checks, *rider.checks), (*puts, *rider.puts), (*entries, *rider.entries)
-        outcome = await self.store.commit(Commit(checks=checks, puts=puts, deletes=deletes, entries=entries))
+            deletes = (*deletes, *rider.deletes)
+        change = Commit(checks=checks, puts=puts, deletes=deletes, entries=entries, counts=counts)
+        try:
+            outcome = await self.store.commit(change)
+        except Unavailable as error:
+            if error.code == "store.full" and entries and (puts or deletes):
+                await self._log_full(entries, error)
+            raise
         if isinstance(outcome, Committed):
             if rider is not None:
                 rider.spent = True
@@ -153,6 +187,12 @@ class Context:
             hint="read the state before you try again",
         )
 
+    async def _log_full(self, entries: Sequence[bytes], error: Unavailable) -> None:
+        """Logs what wasn't done for lack of room, of which the store keeps some for this; of a batch the first."""
+        record = refused_for(decode_record(entries[0]), error, self.clock(), len(entries))
+        with suppress(Unavailable):  # that room is used up as well
+            await self.store.commit(Commit(entries=[encode_record(record)]))
+
     async def commit(
         self,
         *,
@@ -160,9 +200,10 @@ class Context:
         puts: Sequence[tuple[bytes, bytes]] = (),
         deletes: Sequence[bytes] = (),
         entries: Sequence[bytes],
+        counts: Sequence[Count] = (),
     ) -> None:
         """As ``try_commit``, for changes whose caller decides what to do about a conflict: 409 ``store.conflict``."""
-        if not await self.try_commit(checks=checks, puts=puts, deletes=deletes, entries=entries):
+        if not await self.try_commit(checks=checks, puts=puts, deletes=deletes, entries=entries, counts=counts):
             raise conflict()
 
     async def refuse(

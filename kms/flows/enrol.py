@@ -108,7 +108,7 @@ async def activate(ctx: Context, request: ActivateRequest) -> EnrolResult:
         certificate=pki.to_pem(certificate),
         ca=pki.to_pem(ctx.ca),
         ek_digest=pending.ek_digest.hex(),
-        session_key=b64encode(ctx.session_key),
+        session_key=b64encode((await ctx.signing_key("session")).newest.public_key),
     )
 
 

@@ -41,9 +41,10 @@ async def issue(ctx: Context, caller: Caller, host: str, request: IssueGeoTag) -
 
 
 async def _store(ctx: Context, caller: Caller, host: str, statement: bytes, host_check: Check) -> GeoTagView:
-    signature = await ctx.custody.sign("geo", geo_tag_preimage(statement))
+    key = await ctx.signing_key("geo")
+    signature = await ctx.custody.sign("geo", geo_tag_preimage(statement), key.newest.version)
     view = geo_tag_view(StoredGeoTag(host, "", statement, signature))
-    stored = StoredGeoTag(host, view.geo.tag, statement, signature)
+    stored = StoredGeoTag(host, view.geo.tag, statement, signature, key.newest.version)
     known = await ctx.records.load(GEO_TAGS, host)
     facts: dict[str, str | int | bool | list[str]] = {
         "tag": view.geo.tag,
@@ -53,7 +54,7 @@ async def _store(ctx: Context, caller: Caller, host: str, statement: bytes, host
         "expires_at": view.geo.expires_at,
     }
     await ctx.commit(
-        checks=[host_check, known.check if known else Check(GEO_TAGS.key(host), 0)],
+        checks=[host_check, key.check, known.check if known else Check(GEO_TAGS.key(host), 0)],
         puts=await ctx.records.seal([GEO_TAGS.put(host, stored)]),
         deletes=[SESSIONS.key(host)],  # it stands on the tag before
         entries=[ctx.entry(caller, "geo-tag.issue", "done", host=host, facts=facts)],

@@ -5,14 +5,17 @@ from __future__ import annotations
 from keypeer.wire.messages import HealthCheck, Readiness
 from kms import limits
 from kms.audit.record import decode_record
+from kms.domain import HEARTBEAT
 from kms.errors import KeypeerError
 from kms.flows.context import Context
+from kms.records import CHECKPOINTS, JOB_NOTES
 
 
 async def readiness(ctx: Context) -> Readiness:
     """All checks; ready when every one is good."""
-    checks = (await _hsm(ctx), await _store(ctx), await _clock(ctx))
-    return Readiness(ready=all(check.ok for check in checks), checks=checks)
+    checks = (await _hsm(ctx), await _store(ctx), await _rollback(ctx), await _clock(ctx), await _log(ctx))
+    # A job that fails is shown, but stops no release.
+    return Readiness(ready=all(check.ok for check in checks), checks=(*checks, *await _jobs(ctx)))
 
 
 async def _hsm(ctx: Context) -> HealthCheck:
@@ -38,6 +41,14 @@ async def _store(ctx: Context) -> HealthCheck:
     )
 
 
+async def _rollback(ctx: Context) -> HealthCheck:
+    try:
+        await ctx.rollback.refuse()
+    except KeypeerError as error:
+        return HealthCheck(id="rollback", ok=False, found=error.detail, mend=error.hint)
+    return HealthCheck(id="rollback", ok=True, found="the store has all that the HSM token remembers of it")
+
+
 async def _clock(ctx: Context) -> HealthCheck:
     # Every expiry hangs on the clock; one that stands before the newest audit entry has been set back.
     try:
@@ -55,3 +66,67 @@ async def _clock(ctx: Context) -> HealthCheck:
         else f"the clock stands {behind:.0f} s before the newest audit entry",
         mend="" if ok else "set the clock (NTP) and look into who set it back",
     )
+
+
+async def _log(ctx: Context) -> HealthCheck:
+    """How far the audit log's checkpoint, the token's anchor and the witnesses have come. Only witnesses that the
+    settings require make the service unready."""
+    try:
+        loaded = await ctx.records.load(CHECKPOINTS, "newest")
+    except KeypeerError as error:
+        return HealthCheck(id="log", ok=False, found=error.detail, mend=error.hint)
+    if loaded is None:
+        none = "no checkpoint yet"
+        return HealthCheck(id="log", ok=not ctx.log.required, found=none, mend="the background process makes one")
+    stored, now = loaded.value, ctx.clock()
+    watching, troubles = 0, [f"anchor: {stored.anchor_trouble}"] if stored.anchor_trouble else []
+    for witness in ctx.log.witnesses:
+        state = stored.witnesses.get(witness.name)
+        if (
+            state is not None
+            and state.size
+            and (not state.failures or now - state.cosigned_at < limits.WITNESS_FRESH_S)
+        ):
+            watching += 1
+        if state is not None and state.failures:
+            troubles.append(f"{state.failures} failures in a row: {state.trouble}")
+    found = f"checkpoint of {stored.size} entries, {now - stored.at:.0f} s old; anchored at {stored.anchored_size}"
+    if ctx.log.witnesses:
+        found += f"; {watching} of {len(ctx.log.witnesses)} witnesses watch"
+    ok = watching >= ctx.log.required
+    return HealthCheck(
+        id="log",
+        ok=ok,
+        found="; ".join([found, *troubles]),
+        mend="" if ok else f"{ctx.log.required} witnesses are required: see to them, or lower audit.witnesses_required",
+    )
+
+
+async def _jobs(ctx: Context) -> tuple[HealthCheck, ...]:
+    """Background work that doesn't succeed. A store that can't be read says so itself."""
+    try:
+        notes = [loaded.value for loaded in await ctx.records.page(JOB_NOTES, "", limits.PAGE_MAX)]
+    except KeypeerError:
+        return ()
+    now = ctx.now()
+    checks = [
+        HealthCheck(
+            id=f"job.{note.job}",
+            ok=False,
+            found=f"{note.failures} failures in a row since {now - note.since} s: {note.code}: {note.detail}",
+            mend="it is tried again; the background process' log says more",
+        )
+        for note in notes
+        if note.failures >= limits.JOB_FAILURES_SHOWN
+    ]
+    silent = [now - note.at for note in notes if note.job == HEARTBEAT and now - note.at > limits.HEARTBEAT_MISSED_S]
+    checks += [
+        HealthCheck(
+            id="background",
+            ok=False,
+            found=f"no sign of life of the background process for {seconds} s",
+            mend="the service's log says why it doesn't work",
+        )
+        for seconds in silent
+    ]
+    return tuple(checks)

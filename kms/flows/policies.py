@@ -9,11 +9,13 @@ from kms.domain import AppraisalFacts, AttestationSession, StoredPolicy
 from kms.errors import NotFound, Reason
 from kms.flows.context import Caller, Context, unknown_host, unknown_vm
 from kms.keys.leases import refuse_lease
+from kms.keys.lifecycle import refuse_release
 from kms.policy.decide import decide, decide_config
 from kms.policy.model import compile_policy
-from kms.records import HOSTS, LAUNCHES, LEASES, POLICIES, SESSIONS, decode_vm, load_policy, vm_key
+from kms.records import HOSTS, LAUNCHES, LEASES, POLICIES, SESSIONS, load_policy, vm_key
 from kms.store.port import Check
-from kms.views import key_attributes, launched_configs, policy_view, reason_view
+from kms.views import launched_configs, policy_view, reason_view
+from kms.vm_records import open_vm
 
 
 async def put(ctx: Context, caller: Caller, name: str, document: PolicyDocument) -> PolicyView:
@@ -52,15 +54,16 @@ async def explain(ctx: Context, vm: str, host: str) -> Explanation:
     enrolled = await ctx.records.load(HOSTS, host)
     if enrolled is None:
         raise unknown_host(host)
-    record = decode_vm(item.value)
-    name = key_attributes(record).policy
+    key = open_vm(item)
+    name = key.attributes.policy
     policy = await load_policy(ctx.records, name)
     if policy is None:
         raise unknown_policy(name)
     now = ctx.now()
     session = await ctx.records.load(SESSIONS, host)
     lease = await ctx.records.load(LEASES, vm)
-    reasons: list[Reason] = []
+    held = lease.value if lease else None
+    reasons = list(refuse_release(key.attributes, key.record.key_version, vm=vm, host=host, lease=held, now=now))
     if enrolled.value.status != "approved":
         reasons.append(_not_approved(host, enrolled.value.status))
     if session is None or session.value.expires_at <= now:
@@ -69,8 +72,8 @@ async def explain(ctx: Context, vm: str, host: str) -> Explanation:
         launches = await ctx.records.load(LAUNCHES, host)
         launched = launched_configs(launches.value if launches else None, session.value)
         reasons += decide(policy.value, session.value.appraisal, now)
-        reasons += decide_config(policy.value, vm, host, launched, key_attributes(record).config)
-    reasons += refuse_lease(lease.value if lease else None, host, vm, now)
+        reasons += decide_config(policy.value, vm, host, launched, key.attributes.config)
+    reasons += refuse_lease(held, host, vm, now)
     appraisal = _appraisal(session.value if session else None)
     return Explanation(
         vm=vm,

@@ -1,15 +1,16 @@
 """Release: a VM key to a live session, one or ten thousand at once.
 
-The checks, in order: the session is live and its certificate the caller's; the VM has a key; its policy allows this
-appraisal now; the lease table lets this host own the VM. Leases and audit entries are durable before the answer leaves,
-and the commit checks that session, host, policies, keys and leases are still those that were read, so a revocation that
-comes first wins.
+The checks, in order: the session is live and its certificate the caller's; the VM has a key; the key's state lets it be
+released (kms.keys.lifecycle); its policy allows this appraisal now; the lease table lets this host own the VM. An old
+version is released to the host alone whose lease names it, and until its date; it renews that lease.
+
+Leases and audit entries are durable before the answer leaves, and the commit checks that session, host, policies, keys
+and leases are still those that were read, so a revocation or an officer's act that comes first wins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -19,27 +20,31 @@ from keypeer.wire.messages import Release
 from kms import limits
 from kms.custody.port import KeyRecord, OperationError, Released, Rewrap, SessionRecord
 from kms.domain import AttestationSession, EnrolledHost, GeoFacts, Lease
-from kms.errors import KeypeerError, Reason, Refused, Unavailable
+from kms.errors import KeypeerError, NotFound, Reason, Refused, Unavailable
 from kms.flows.context import Caller, Context, conflict, host_refusal, unknown_host, unknown_vm
 from kms.keys.leases import grant_lease, refuse_lease
+from kms.keys.lifecycle import refuse_old_release, refuse_release
 from kms.policy.decide import decide, decide_config
 from kms.policy.model import Policy
-from kms.records import HOSTS, LAUNCHES, LEASES, SESSIONS, Loaded, decode_vm, load_policy, tampered, vm_key
+from kms.records import HOSTS, LAUNCHES, LEASES, SESSIONS, Loaded, load_policy, old_key, vm_key
 from kms.store.port import Check, Item
-from kms.views import key_attributes, launched_configs
+from kms.views import launched_configs
+from kms.vm_records import StoredVm, open_vm
 
 _ACTION = "key.release"
 _session_record = msgspec.msgpack.Decoder(SessionRecord)
 _encode = msgspec.msgpack.Encoder().encode
+_CURRENT: Mapping[str, int] = {}
 
 Outcome = Release | KeypeerError
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A release that is allowed, before the HSM did its part."""
+    """A release that is allowed, before the HSM did its part. ``checks``: that key and lease are still those read."""
 
     vm: str
+    checks: tuple[Check, ...]
     record: KeyRecord
     policy: Policy
     lease: Lease
@@ -50,33 +55,39 @@ class _Snapshot:
     """Everything one decision stands on, with the checks that it still holds at the commit."""
 
     session: AttestationSession
-    vms: dict[str, Item | None]
+    vms: dict[str, StoredVm | KeypeerError | None]  # as read, what is no record as its refusal
+    olds: dict[str, StoredVm | KeypeerError | None]  # of VMs whose current version isn't meant
     leases: dict[str, Loaded[Lease] | None]
     launched: Mapping[str, bytes]
     checks: tuple[Check, ...]
 
 
-async def release(ctx: Context, caller: Caller, session: str, vm: str) -> Release:
-    """One VM's current key version; raises the refusal with all its reasons."""
-    (outcome,) = await release_many(ctx, caller, session, (vm,))
+async def release(ctx: Context, caller: Caller, session: str, vm: str, version: int | None = None) -> Release:
+    """One VM's current key version, or the one named; raises the refusal with all its reasons."""
+    (outcome,) = await release_many(ctx, caller, session, (vm,), {vm: version} if version is not None else {})
     if isinstance(outcome, KeypeerError):
         raise outcome
     return outcome
 
 
-async def release_many(ctx: Context, caller: Caller, session: str, vms: Sequence[str]) -> list[Outcome]:
-    """For each VM, in order, its release or why not; a VM named twice is decided once."""
+async def release_many(
+    ctx: Context, caller: Caller, session: str, vms: Sequence[str], versions: Mapping[str, int] = _CURRENT
+) -> list[Outcome]:
+    """For each VM, in order, its release or why not; a VM named twice is decided once. ``versions``: of VMs whose
+    current one isn't meant."""
     wanted = b64decode(session, "session")
     distinct = tuple(dict.fromkeys(vms))
     for _ in range(limits.RELEASE_ATTEMPTS_MAX):
-        outcomes = await _once(ctx, caller, wanted, distinct)
+        outcomes = await _once(ctx, caller, wanted, distinct, versions)
         if outcomes is not None:
             return [outcomes[vm] for vm in vms]
     raise conflict()
 
 
-async def _once(ctx: Context, caller: Caller, wanted: bytes, vms: tuple[str, ...]) -> dict[str, Outcome] | None:
-    snapshot = await _read(ctx, caller, wanted, vms)
+async def _once(
+    ctx: Context, caller: Caller, wanted: bytes, vms: tuple[str, ...], versions: Mapping[str, int]
+) -> dict[str, Outcome] | None:
+    snapshot = await _read(ctx, caller, wanted, vms, versions)
     policies = await _policies(ctx, snapshot)
     now = ctx.now()
     outcomes: dict[str, Outcome] = {}
@@ -91,19 +102,19 @@ async def _once(ctx: Context, caller: Caller, wanted: bytes, vms: tuple[str, ...
     granted = await _rewrap(ctx, snapshot.session, plans, outcomes)
     entries = [_entry(ctx, caller, snapshot, vm, outcomes[vm]) for vm in vms]
     checks = [*snapshot.checks, *(loaded.check for loaded in policies.values() if loaded is not None)]
-    for plan in granted:
-        item, lease = snapshot.vms[plan.vm], snapshot.leases[plan.vm]
-        checks.append(Check(vm_key(plan.vm), item.version if item else 0))
-        checks.append(lease.check if lease else Check(LEASES.key(plan.vm), 0))
+    checks += [check for plan in granted for check in plan.checks]
     puts = [(LEASES.key(plan.vm), _encode(plan.lease)) for plan in granted]
     return outcomes if await ctx.try_commit(checks=checks, puts=puts, entries=entries) else None
 
 
-async def _read(ctx: Context, caller: Caller, wanted: bytes, vms: tuple[str, ...]) -> _Snapshot:
+async def _read(
+    ctx: Context, caller: Caller, wanted: bytes, vms: tuple[str, ...], versions: Mapping[str, int]
+) -> _Snapshot:
     name = caller.name
     keys = [SESSIONS.key(name), HOSTS.key(name), LAUNCHES.key(name)]
     keys += [vm_key(vm) for vm in vms]
     keys += [LEASES.key(vm) for vm in vms]
+    keys += [old_key(vm, version) for vm, version in versions.items()]
     items = await ctx.store.get_many(keys)
     (session,) = await ctx.records.open(SESSIONS, items[:1])
     (host,) = await ctx.records.open(HOSTS, items[1:2])
@@ -113,14 +124,28 @@ async def _read(ctx: Context, caller: Caller, wanted: bytes, vms: tuple[str, ...
     if error is not None or session is None or host is None:
         refusal = error or unknown_host(name)
         raise await ctx.refuse(caller, _ACTION, refusal, host=name, vm=vms[0] if len(vms) == 1 else "")
-    leases = await ctx.records.open(LEASES, items[len(vms) :])
+    keys_of = dict(zip(vms, map(_opened, items[: len(vms)]), strict=True))
+    leases = await ctx.records.open(LEASES, items[len(vms) : 2 * len(vms)])
+    olds = dict(zip(versions, map(_opened, items[2 * len(vms) :]), strict=True))
     return _Snapshot(
         session=session.value,
-        vms=dict(zip(vms, items[: len(vms)], strict=True)),
+        vms=keys_of,
+        olds={vm: old for vm, old in olds.items() if not _is_current(keys_of[vm], versions[vm])},
         leases=dict(zip(vms, leases, strict=True)),
         launched=launched_configs(launches.value if launches else None, session.value),
         checks=(session.check, host.check),
     )
+
+
+def _opened(item: Item | None) -> StoredVm | KeypeerError | None:
+    try:
+        return None if item is None else open_vm(item)
+    except Unavailable as error:  # a record that is none is told of its own VM
+        return error
+
+
+def _is_current(key: StoredVm | KeypeerError | None, version: int) -> bool:
+    return isinstance(key, StoredVm) and key.record.key_version == version
 
 
 def _refuse_caller(
@@ -155,10 +180,7 @@ def _refuse_caller(
 
 
 async def _policies(ctx: Context, snapshot: _Snapshot) -> dict[str, Loaded[Policy] | None]:
-    names = set()
-    for item in snapshot.vms.values():
-        with suppress(Unavailable):  # a record that is none is told of its own VM
-            names |= {key_attributes(decode_vm(item.value)).policy} if item is not None else set()
+    names = {key.attributes.policy for key in snapshot.vms.values() if isinstance(key, StoredVm)}
     return {name: await load_policy(ctx.records, name) for name in sorted(names)}
 
 
@@ -169,27 +191,27 @@ def _plan(
     vm: str,
     now: int,
 ) -> _Plan | KeypeerError:
-    item, session = snapshot.vms[vm], snapshot.session
-    if item is None:
+    key, session = snapshot.vms[vm], snapshot.session
+    if key is None:
         return unknown_vm(vm)
-    try:
-        record = decode_vm(item.value)
-    except Unavailable:
-        return tampered(item.key)
-    if record.vm != vm:  # the host would refuse it by its MAC; say it here, where it can be mended
-        return tampered(item.key)
-    attributes = key_attributes(record)
-    name = attributes.policy
+    if isinstance(key, KeypeerError):
+        return key
+    asked = snapshot.olds.get(vm, key)
+    if asked is None or isinstance(asked, KeypeerError):
+        return asked or _unknown_version(vm, key.record.key_version)
+    name = key.attributes.policy
     policy = policies[name]
     if policy is None:
         return Refused("policy.unknown", f"VM {vm}'s policy {name} is gone", hint="an officer puts it back")
     if name not in verdicts:
         verdicts[name] = decide(policy.value, session.appraisal, now)
-    lease = snapshot.leases[vm]
+    loaded = snapshot.leases[vm]
+    lease = loaded.value if loaded else None
     reasons = (
+        *_refuse_state(key, asked, session.host, lease, now),
         *verdicts[name],
-        *decide_config(policy.value, vm, session.host, snapshot.launched, attributes.config),
-        *refuse_lease(lease.value if lease else None, session.host, vm, now),
+        *decide_config(policy.value, vm, session.host, snapshot.launched, key.attributes.config),
+        *refuse_lease(lease, session.host, vm, now),
     )
     if reasons:
         return Refused(
@@ -198,14 +220,31 @@ def _plan(
             hint=reasons[0].mend,
             reasons=reasons,
         )
+    expires_at = _lease_end(policy.value, session.appraisal.geo, now)
     granted = grant_lease(
-        lease.value if lease else None,
+        lease,
         host=session.host,
         session=session.session,
-        version=record.key_version,
-        expires_at=_lease_end(policy.value, session.appraisal.geo, now),
+        version=asked.record.key_version,
+        expires_at=min(expires_at, asked.attributes.readable_until or expires_at),
     )
-    return _Plan(vm, record, policy.value, granted)
+    checks = (key.check, loaded.check if loaded else Check(LEASES.key(vm), 0))
+    return _Plan(vm, checks if asked is key else (*checks, asked.check), asked.record, policy.value, granted)
+
+
+def _refuse_state(key: StoredVm, asked: StoredVm, host: str, lease: Lease | None, now: int) -> tuple[Reason, ...]:
+    vm, version = asked.record.vm, asked.record.key_version
+    if asked is key:
+        return refuse_release(key.attributes, version, vm=vm, host=host, lease=lease, now=now)
+    return refuse_old_release(key.attributes, asked.attributes, version, vm=vm, host=host, lease=lease, now=now)
+
+
+def _unknown_version(vm: str, current: int) -> NotFound:
+    return NotFound(
+        "vm.version_unknown",
+        f"VM {vm} has no key of that version, or none any more; the current one is {current}",
+        hint="keypeer vm show tells its versions",
+    )
 
 
 def _lease_end(policy: Policy, geo: GeoFacts | None, now: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 
 from keypeer.wire.messages import AppraisalToken, Jwk, JwkSet
-from kms import __version__
+from kms import __version__, limits
 from kms.errors import NotFound
 from kms.evidence import ear
 from kms.flows.context import Context, unknown_host
@@ -33,11 +33,20 @@ async def issue(ctx: Context, host: str, nonce: str) -> AppraisalToken:
         expires_at=session.value.expires_at,
         nonce=nonce,
     )
-    signed = ear.signing_input(claims, ear.public_jwk(ctx.appraisal_key)["kid"])
-    token = ear.assemble(signed, await ctx.custody.sign("appraisal", signed))
+    key = (await ctx.signing_key("appraisal")).newest
+    signed = ear.signing_input(claims, ear.public_jwk(key.public_key)["kid"])
+    token = ear.assemble(signed, await ctx.custody.sign("appraisal", signed, key.version))
     return AppraisalToken(host=host, token=token, expires_at=session.value.expires_at)
 
 
-def keys(ctx: Context) -> JwkSet:
-    """What verifies tokens."""
-    return JwkSet(keys=(Jwk(**ear.public_jwk(ctx.appraisal_key)),))
+async def keys(ctx: Context) -> JwkSet:
+    """What verifies tokens that may still be in force, the newest key first."""
+    key = await ctx.signing_key("appraisal")
+    now = ctx.now()
+    good = [each for each in key.good if _may_be_relied_on(key.replaced_at(each.version), now)]
+    return JwkSet(keys=tuple(Jwk(**ear.public_jwk(each.public_key)) for each in good))
+
+
+def _may_be_relied_on(replaced_at: int, now: int) -> bool:
+    # A token's life ends with its session's; a worker may have signed one while the key was being replaced.
+    return not replaced_at or now < replaced_at + limits.SESSION_LIFE_S

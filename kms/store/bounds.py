@@ -19,11 +19,11 @@ class Size(NamedTuple):
 
 def check_sizes(change: Commit) -> Size:
     """The size of ``change``; raises BadRequest ``store.too_large`` when no backend would take it."""
-    keys = [*change.deletes, *(key for key, _ in change.puts)]
+    keys = [*change.deletes, *(key for key, _ in change.puts), *(count.key for count in change.counts)]
     values = [value for _, value in change.puts]
     _bound("a key", (*keys, *(check.key for check in change.checks)), limits.STORE_KEY_BYTES_MAX, least=1)
     _bound("a value", values, limits.STORE_VALUE_BYTES_MAX)
-    _bound("a log entry", change.entries, limits.STORE_VALUE_BYTES_MAX)
+    _bound("a log entry", change.entries, limits.LOG_ENTRY_BYTES_MAX)
     if change.op_id is not None:
         _bound("an op id", (change.op_id,), limits.OP_ID_BYTES_MAX, least=1)
     size = Size(len(keys) + len(change.entries), sum(map(len, (*keys, *values, *change.entries))))

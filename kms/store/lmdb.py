@@ -13,12 +13,13 @@ from pathlib import Path
 
 import lmdb
 
+from keypeer.wire.tlog.merkle import Frontier
 from kms import limits
 from kms.errors import KeypeerError, Unavailable
 from kms.store.bounds import check_sizes
 from kms.store.group import GroupWriter
 from kms.store.lmdb_environment import LmdbEnvironment
-from kms.store.lmdb_tables import SCHEMA, VERSION_MAX, item, u64
+from kms.store.lmdb_tables import LEVEL_MAX, SCHEMA, VERSION_MAX, item, u64
 from kms.store.lmdb_writer import MEND_SPACE, PROBE, LmdbWriter
 from kms.store.port import (
     Change,
@@ -75,13 +76,20 @@ class LmdbStore:
     async def log_head(self) -> LogHead:
         with self._place.snapshot() as (txn, tables):
             state = tables.state(txn)
-        return LogHead(state.log_size, state.link)
+        return LogHead(state.log_size, Frontier(state.log_size, state.peaks).root())
 
     async def log_read(self, after: int, limit: int) -> list[LogEntry]:
         with self._place.snapshot() as (txn, tables), txn.cursor(db=tables.log) as cursor:
             if after > VERSION_MAX or not cursor.set_range(u64(max(after, 0))):
                 return []
             return [tables.log_entry(key, row) for key, row in itertools.islice(cursor.iternext(), _page(limit))]
+
+    async def log_hashes(self, level: int, start: int, count: int) -> list[bytes]:
+        start = max(start, 0)
+        if start > VERSION_MAX or not 0 <= level <= LEVEL_MAX:
+            return []
+        with self._place.snapshot() as (txn, tables):
+            return tables.log_hashes(txn, level, start, _page(count))
 
     async def resolve(self, op_id: bytes) -> Committed | None:
         if self._writer.in_doubt:  # what a read finds now may not be what a crash leaves

@@ -96,7 +96,7 @@ class LmdbEnvironment:
         return int((self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"])
 
     def reserve(self) -> int:
-        """Bytes of the map that only deletions may use."""
+        """Bytes of the map that deletions may use, and half of it the entries of refusals."""
         return min(limits.LMDB_RESERVE_BYTES, self.map_size // limits.LMDB_RESERVE_SHARE)
 
     def disk_free(self) -> int:

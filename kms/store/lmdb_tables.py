@@ -2,7 +2,8 @@
 
 ==============  ==========================================  ========================================================
 ``records``     key                                         version (u64) ‖ value
-``log``         sequence number (u64)                       link (32 bytes) ‖ entry
+``log``         sequence number (u64)                       leaf hash (32 bytes) ‖ entry
+``nodes``       level (u8) ‖ index in the level (u64)       tile hash (32 bytes) of level 1 and above
 ``changes``     version (u64)                               the keys that its commit put or deleted; a ring
 ``operations``  ``i`` ‖ op id, and ``n`` ‖ number (u64)     outcome, and op id by age; a ring
 ``meta``        ``schema``, ``state``                       how this table reads; what each commit moves on
@@ -11,21 +12,24 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from enum import IntEnum
 from typing import NamedTuple
 
 import lmdb
 import msgspec
 
+from keypeer.wire.tlog.merkle import HASH_BYTES, Frontier, leaf_hash
 from kms import limits
-from kms.audit.entry import FIRST, link
 from kms.errors import Unavailable
-from kms.store.port import Change, Commit, Committed, Conflict, Item, LogEntry, Outcome
+from kms.store.port import Change, Commit, Committed, Conflict, Item, LogEntry, Outcome, counted, pack_count
 from kms.store.watch import behind
 
-SCHEMA = b"keypeer-store/1"
+SCHEMA = b"keypeer-store/2"
 VERSION_BYTES = 8  # big-endian, so that keys sort as numbers do
 VERSION_MAX = 2 ** (8 * VERSION_BYTES) - 1
-LINK_BYTES = len(FIRST)
+LEVEL_MAX = 7  # of tiles; 256^8 entries are more than there are numbers for
 
 
 class State(NamedTuple):
@@ -33,10 +37,28 @@ class State(NamedTuple):
 
     version: int = 0
     log_size: int = 0
-    link: bytes = FIRST
+    peaks: tuple[bytes, ...] = ()  # of the log's tree: the roots of its complete subtrees, largest first
     changed_keys: int = 0  # how many the rows of ``changes`` name together
     forgotten: int = 0  # the newest version whose changes have left the ring
     operations: int = 0  # op ids ever taken
+
+
+class Growth(IntEnum):
+    """What a commit does to the room: the higher, the more of the reserve it must leave."""
+
+    MENDS = 0  # it deletes
+    TELLS = 1  # one small entry and nothing else: a refusal
+    GROWS = 2
+
+
+def growth_of(change: Commit) -> Growth:
+    """What ``change`` does to the room."""
+    if change.puts:
+        return Growth.GROWS
+    if change.deletes:
+        return Growth.MENDS
+    tells = len(change.entries) == 1 and len(change.entries[0]) <= limits.LMDB_REFUSAL_BYTES_MAX
+    return Growth.TELLS if tells else Growth.GROWS
 
 
 class _Operation(msgspec.Struct, frozen=True, array_like=True):
@@ -71,8 +93,8 @@ class Tables:
     """The tables of an open environment; makes what is missing. Raises lmdb.Error, and Unavailable ``store.schema``."""
 
     def __init__(self, environment: lmdb.Environment) -> None:
-        self.records, self.log, self.changes, self.operations, self.meta = (
-            environment.open_db(name) for name in (b"records", b"log", b"changes", b"operations", b"meta")
+        self.records, self.log, self.nodes, self.changes, self.operations, self.meta = (
+            environment.open_db(name) for name in (b"records", b"log", b"nodes", b"changes", b"operations", b"meta")
         )
         with environment.begin(db=self.meta) as txn:
             found = txn.get(b"schema")
@@ -101,7 +123,16 @@ class Tables:
         return Committed(found.version, found.log_size)
 
     def log_entry(self, key: bytes, row: bytes) -> LogEntry:
-        return LogEntry(number(key), row[LINK_BYTES:], row[:LINK_BYTES])
+        return LogEntry(number(key), row[HASH_BYTES:], row[:HASH_BYTES])
+
+    def log_hashes(self, txn: lmdb.Transaction[bytes], level: int, start: int, count: int) -> list[bytes]:
+        """``count`` hashes of the tiles of ``level`` from the ``start``-th on, as far as they are there."""
+        table, prefix = (self.nodes, bytes([level])) if level else (self.log, b"")
+        with txn.cursor(db=table) as cursor:
+            if not count or not cursor.set_range(prefix + u64(start)):
+                return []
+            rows = itertools.islice(cursor.iternext(), count)
+            return [row[:HASH_BYTES] for key, row in rows if key.startswith(prefix)]
 
     def changes_since(self, txn: lmdb.Transaction[bytes], seen: int) -> tuple[list[Change], int]:
         """Each key changed after version ``seen``, once and in the order of its last change; and the newest version.
@@ -122,57 +153,71 @@ class Tables:
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def apply(self, txn: lmdb.Transaction[bytes], group: list[Commit]) -> tuple[list[Outcome], bool]:
-        """Applies the commits in order: their outcomes, which hold once ``txn`` is committed, and whether one of
-        those applied does more than delete."""
+    def apply(self, txn: lmdb.Transaction[bytes], group: list[Commit]) -> tuple[list[Outcome], Growth]:
+        """Applies the commits in order: their outcomes, which hold once ``txn`` is committed, and how much those that
+        were applied may fill the store."""
         before = self.state(txn)
-        state, grows = before, False
+        state, growth = before, Growth.MENDS
+        tree = Frontier(before.log_size, before.peaks)
         outcomes: list[Outcome] = []
         for change in group:
-            outcome, moved = self._apply_one(txn, change, state)
-            grows = grows or (moved != state and not (change.deletes and not change.puts))
+            outcome, moved = self._apply_one(txn, change, state, tree)
+            if moved is not state and growth is not Growth.GROWS:
+                growth = max(growth, growth_of(change))
             outcomes.append(outcome)
             state = moved
-        if state != before:
-            state = self._trim_changes(txn, state)
+        if state is not before:
+            state = self._trim_changes(txn, state._replace(peaks=tuple(tree.peaks)))
             txn.put(b"state", _encode(state), db=self.meta)
-        return outcomes, grows
+        return outcomes, growth
 
-    def _apply_one(self, txn: lmdb.Transaction[bytes], change: Commit, state: State) -> tuple[Outcome, State]:
+    def _apply_one(
+        self, txn: lmdb.Transaction[bytes], change: Commit, state: State, tree: Frontier
+    ) -> tuple[Outcome, State]:
         if change.op_id is not None and (known := self.operation(txn, change.op_id)) is not None:
             return known, state
         stale = tuple(check.key for check in change.checks if self._version(txn, check.key) != check.version)
         if stale:
             return Conflict(stale), state
+        counts = counted(change.counts, lambda key: self._value(txn, key))
+        if isinstance(counts, tuple):
+            return Conflict(counts), state
         version = u64(state.version + 1)
         for key in change.deletes:
             txn.delete(key, db=self.records)
         for key, value in change.puts:
             txn.put(key, version + value, db=self.records)
-        size, last = self._append(txn, change, state)
-        committed = Committed(state.version + 1, size)
-        changed = dict.fromkeys(change.deletes, True) | {key: False for key, _ in change.puts}
+        for key, count in counts.items():
+            txn.put(key, version + pack_count(count), db=self.records)
+        self._append(txn, change.entries, tree)
+        committed = Committed(state.version + 1, tree.size)
+        changed = dict.fromkeys(change.deletes, True) | dict.fromkeys(
+            (*(key for key, _ in change.puts), *counts), False
+        )
         if changed:
             txn.put(version, _encode(tuple(changed.items())), db=self.changes, append=True)
         operations = state.operations
         if change.op_id is not None:
             operations += 1
             self._remember(txn, change.op_id, committed, operations)
-        moved = State(committed.version, size, last, state.changed_keys + len(changed), state.forgotten, operations)
+        changed_keys = state.changed_keys + len(changed)
+        moved = State(committed.version, tree.size, state.peaks, changed_keys, state.forgotten, operations)
         return committed, moved
 
     def _version(self, txn: lmdb.Transaction[bytes], key: bytes) -> int:
         row = txn.get(key, db=self.records)
         return 0 if row is None else number(row)
 
-    def _append(self, txn: lmdb.Transaction[bytes], change: Commit, state: State) -> tuple[int, bytes]:
-        """The log's size and last link after the commit's entries."""
-        size, last = state.log_size, state.link
-        for entry in change.entries:
-            last = link(last, size, entry)
-            txn.put(u64(size), last + entry, db=self.log, append=True)
-            size += 1
-        return size, last
+    def _value(self, txn: lmdb.Transaction[bytes], key: bytes) -> bytes | None:
+        row = txn.get(key, db=self.records)
+        return None if row is None else row[VERSION_BYTES:]
+
+    def _append(self, txn: lmdb.Transaction[bytes], entries: Sequence[bytes], tree: Frontier) -> None:
+        for entry in entries:
+            leaf = leaf_hash(entry)
+            txn.put(u64(tree.size), leaf + entry, db=self.log, append=True)
+            for level, index, node in tree.add(leaf):
+                txn.put(bytes([level]) + u64(index), node, db=self.nodes)
 
     def _remember(self, txn: lmdb.Transaction[bytes], op_id: bytes, outcome: Committed, count: int) -> None:
         """One op id into the ring, the oldest one out of it."""
@@ -187,6 +232,8 @@ class Tables:
         """Forgets the oldest changes: a ring of keys rather than commits, so that its size is bounded whatever one
         commit holds. The work is in proportion to what was added."""
         kept, forgotten = state.changed_keys, state.forgotten
+        if kept <= limits.CHANGELOG_KEYS_MAX:
+            return state
         with txn.cursor(db=self.changes) as cursor:
             while kept > limits.CHANGELOG_KEYS_MAX and cursor.first():
                 forgotten = number(cursor.key())

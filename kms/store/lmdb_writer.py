@@ -9,7 +9,7 @@ doubt overwritten by an empty commit: after that, and not before, ``resolve`` kn
 
 A full map can't even delete: a deletion writes new pages first, and its audit entry too. So commits that do more than
 delete must leave a reserve (limits.LMDB_RESERVE_BYTES), shown by allocating it in a nested transaction that is
-thrown away.
+thrown away. One small entry alone may use half of it: the log tells what was refused for lack of room.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kms import limits
 from kms.errors import KeypeerError, Unavailable
 from kms.store.group import Result
 from kms.store.lmdb_environment import LmdbEnvironment
-from kms.store.lmdb_tables import u64
+from kms.store.lmdb_tables import Growth, u64
 from kms.store.port import Commit, Unknown
 
 MEND_SPACE = "free disk space, or raise store.map_size_mib while the service is stopped"
@@ -51,22 +51,23 @@ class LmdbWriter:
         try:
             with self._place.env.begin(write=True) as txn:
                 group = take()
-                outcomes, grows = self._place.tables.apply(txn, group)
+                outcomes, growth = self._place.tables.apply(txn, group)
                 if any(change is PROBE for change in group):
                     self._fill(txn, b"probe", limits.STORE_PROBE_BYTES)
-                if grows:
-                    self._leave_reserve(txn)
+                if growth is not Growth.MENDS:
+                    self._leave_reserve(txn, growth)
         except lmdb.Error as error:
             return self._failed(group or take(), error)
         self.trouble = ""
         return list(outcomes)
 
-    def _leave_reserve(self, txn: lmdb.Transaction[bytes]) -> None:
-        """Raises lmdb.MapFullError when ``txn`` would leave less than the reserve."""
+    def _leave_reserve(self, txn: lmdb.Transaction[bytes], growth: Growth) -> None:
+        """Raises lmdb.MapFullError when ``txn`` would leave less than its share of the reserve."""
         if self._place.map_size - self._place.used() > limits.LMDB_NEAR_END_BYTES:
             return
         with self._place.env.begin(parent=txn, write=True) as trial:
-            self._fill(trial, b"reserve", self._place.reserve())
+            reserve = self._place.reserve()
+            self._fill(trial, b"reserve", reserve if growth is Growth.GROWS else reserve // 2)
             trial.abort()
 
     def _fill(self, txn: lmdb.Transaction[bytes], name: bytes, size: int) -> None:

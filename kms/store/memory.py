@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 
+from keypeer.wire.tlog.merkle import TILE_HEIGHT, fold, leaf_hash
 from kms import limits
-from kms.audit.entry import FIRST, link
 from kms.errors import Unavailable
 from kms.store.bounds import check_sizes
 from kms.store.port import (
@@ -20,6 +20,8 @@ from kms.store.port import (
     LogEntry,
     LogHead,
     Outcome,
+    counted,
+    pack_count,
 )
 
 
@@ -60,16 +62,18 @@ class MemoryStore:
         stale = tuple(check.key for check in change.checks if self._version_of(check.key) != check.version)
         if stale:
             return Conflict(stale)
+        counts = counted(change.counts, self._value_of)
+        if isinstance(counts, tuple):
+            return Conflict(counts)
         self._version += 1
         for key in change.deletes:
             self._records.pop(key, None)
             self._changes.append(Change(key, self._version, deleted=True))
-        for key, value in change.puts:
+        for key, value in (*change.puts, *((key, pack_count(count)) for key, count in counts.items())):
             self._records[key] = Item(key, value, self._version)
             self._changes.append(Change(key, self._version, deleted=False))
         for entry in change.entries:
-            previous = self._log[-1].link if self._log else FIRST
-            self._log.append(LogEntry(len(self._log), entry, link(previous, len(self._log), entry)))
+            self._log.append(LogEntry(len(self._log), entry, leaf_hash(entry)))
         committed = Committed(self._version, len(self._log))
         if change.op_id is not None:
             self._operations[change.op_id] = committed
@@ -78,6 +82,10 @@ class MemoryStore:
     def _version_of(self, key: bytes) -> int:
         item = self._records.get(key)
         return item.version if item else 0
+
+    def _value_of(self, key: bytes) -> bytes | None:
+        item = self._records.get(key)
+        return item.value if item else None
 
     async def resolve(self, op_id: bytes) -> Committed | None:
         return self._operations.get(op_id)
@@ -102,11 +110,17 @@ class MemoryStore:
         return count
 
     async def log_head(self) -> LogHead:
-        return LogHead(len(self._log), self._log[-1].link if self._log else FIRST)
+        return LogHead(len(self._log), fold([[entry.leaf for entry in self._log]]))
 
     async def log_read(self, after: int, limit: int) -> list[LogEntry]:
         after = max(after, 0)
         return self._log[after : after + max(0, min(limit, limits.SCAN_MAX))]
+
+    async def log_hashes(self, level: int, start: int, count: int) -> list[bytes]:
+        span, start = 1 << TILE_HEIGHT * level, max(start, 0)
+        end = min(start + max(0, min(count, limits.SCAN_MAX)), len(self._log) // span)
+        leaves = [entry.leaf for entry in self._log]
+        return [fold([leaves[at * span : (at + 1) * span]]) for at in range(start, end)]
 
     async def preflight(self) -> list[Finding]:
         return [Finding("store.memory", ok=True, found="a store in memory; nothing survives the process")]

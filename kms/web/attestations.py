@@ -17,7 +17,17 @@ async def _attest(call: Call) -> AttestResult:
 
 
 ROUTES = (
-    Route("POST", "/v1/challenges", "Ask for a nonce", HOST, _challenge, ChallengeRequest, Challenge, 201),
+    Route(
+        "POST",
+        "/v1/challenges",
+        "Ask for a nonce",
+        HOST,
+        _challenge,
+        ChallengeRequest,
+        Challenge,
+        201,
+        rate="attestations",
+    ),
     Route(
         "POST",
         "/v1/attestations",
@@ -27,5 +37,6 @@ ROUTES = (
         AttestRequest,
         AttestResult,
         body_max=limits.EVIDENCE_BODY_BYTES_MAX,
+        rate="attestations",
     ),
 )

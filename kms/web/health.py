@@ -16,6 +16,6 @@ async def _ready(call: Call) -> Readiness:
 
 
 ROUTES = (
-    Route("GET", "/healthz", "Does this process answer?", None, _live, answer=HealthCheck),
-    Route("GET", "/readyz", "Would a release succeed now?", None, _ready, answer=Readiness),
+    Route("GET", "/healthz", "Does this process answer?", None, _live, answer=HealthCheck, rate="health"),
+    Route("GET", "/readyz", "Would a release succeed now?", None, _ready, answer=Readiness, rate="health"),
 )

@@ -60,7 +60,7 @@ async def _token(call: Call) -> AppraisalToken:
 
 
 async def _keys(call: Call) -> JwkSet:
-    return tokens.keys(call.ctx)
+    return await tokens.keys(call.ctx)
 
 
 _HOST = "/v1/hosts/{host}"
@@ -69,10 +69,46 @@ _TOKEN_QUERY = {"nonce": "of the relying party, 8 to 88 characters (RFC 9711 §4
 ROUTES = (
     Route("GET", "/v1/hosts", "List hosts", STAFF, _page, answer=HostPage, query=PAGE_QUERY),
     Route("GET", _HOST, "One host; a host may read itself", HOST_OR_STAFF, _show, answer=HostView),
-    Route("POST", f"{_HOST}/approve", "Let an enrolled host attest", OFFICER, _approve, answer=HostView),
-    Route("POST", f"{_HOST}/revoke", "End a host's session and trust", OFFICER, _revoke, RevokeHost, HostView),
-    Route("POST", "/v1/expected-hosts", "Put an EK on the inventory", OFFICER, _expect, ExpectHost, status=204),
-    Route("POST", f"{_HOST}/geo-tag", "State where a host stands", OFFICER, _issue, IssueGeoTag, GeoTagView, 201),
+    Route(
+        "POST",
+        f"{_HOST}/approve",
+        "Let an enrolled host attest",
+        OFFICER,
+        _approve,
+        answer=HostView,
+        act="host.approve",
+    ),
+    Route(
+        "POST",
+        f"{_HOST}/revoke",
+        "End a host's session and trust",
+        OFFICER,
+        _revoke,
+        RevokeHost,
+        HostView,
+        act="host.revoke",
+    ),
+    Route(
+        "POST",
+        "/v1/expected-hosts",
+        "Put an EK on the inventory",
+        OFFICER,
+        _expect,
+        ExpectHost,
+        status=204,
+        act="host.expect",
+    ),
+    Route(
+        "POST",
+        f"{_HOST}/geo-tag",
+        "State where a host stands",
+        OFFICER,
+        _issue,
+        IssueGeoTag,
+        GeoTagView,
+        201,
+        act="geo-tag.issue",
+    ),
     Route("GET", f"{_HOST}/geo-tag", "A host's current tag", HOST_OR_STAFF, _tag, answer=GeoTagView),
     Route(
         "GET",

@@ -16,7 +16,7 @@ from kms.pki import CertifiedIdentity, read_identity
 from kms.records import PRINCIPALS
 from kms.web.routing import Route
 
-_read_identity = lru_cache(limits.IDENTITY_CACHE_MAX)(read_identity)
+known_identity = lru_cache(limits.IDENTITY_CACHE_MAX)(read_identity)
 
 
 async def identify(ctx: Context, route: Route, certificate: bytes | None) -> Caller | None:
@@ -31,7 +31,7 @@ async def identify(ctx: Context, route: Route, certificate: bytes | None) -> Cal
             hint=f"one of role {' or '.join(sorted(route.roles))}",
             status=HTTPStatus.UNAUTHORIZED,
         )
-    identity = _read_identity(certificate)
+    identity = known_identity(certificate)
     caller = Caller(identity.role, identity.name, certificate, identity.sha256)
     error = _refusal(route, identity, ctx.now()) or await _replaced(ctx, caller)
     if error is not None:

@@ -47,6 +47,8 @@ def _operation(route: Route, refs: dict[type, dict[str, Any]]) -> dict[str, Any]
     answer: dict[str, Any] = {"description": "as asked"}
     if route.answer is not None:
         answer["content"] = {"application/json": {"schema": refs[route.answer]}}
+    if route.raw:
+        answer["content"] = {route.raw.partition(";")[0]: {}}
     operation: dict[str, Any] = {
         "operationId": _operation_id(route),
         "summary": route.summary,
@@ -61,6 +63,8 @@ def _operation(route: Route, refs: dict[type, dict[str, Any]]) -> dict[str, Any]
     if route.roles is not None:
         operation["security"] = [{"client-certificate": []}]
         operation["description"] = "Roles: " + ", ".join(sorted(route.roles))
+    if route.act:
+        operation["description"] += f". Officers' act: {route.act}"
     parameters = [_parameter(name, "path", "") for name in _PARAMETER.findall(route.path)]
     parameters += [_parameter(name, "query", text) for name, text in (route.query or {}).items()]
     if parameters:

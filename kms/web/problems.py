@@ -7,24 +7,9 @@ from http import HTTPStatus
 import msgspec
 
 from keypeer.wire.encoding import WireError
-from keypeer.wire.messages import Problem
-from kms.errors import BadRequest, KeypeerError
-from kms.views import reason_view
+from kms.errors import BadRequest
 
 CONTENT_TYPE = "application/problem+json"
-
-
-def problem(error: KeypeerError) -> Problem:
-    """``error`` as the document that a caller gets; ``type`` is a URN made of the stable code."""
-    return Problem(
-        type=f"urn:keypeer:problem:{error.code}",
-        title=HTTPStatus(error.status).phrase,
-        status=int(error.status),
-        detail=error.detail,
-        code=error.code,
-        hint=error.hint,
-        reasons=tuple(reason_view(reason) for reason in error.reasons),
-    )
 
 
 def from_decoding(error: msgspec.DecodeError) -> BadRequest:

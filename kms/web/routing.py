@@ -74,22 +74,41 @@ class Call:
         return int(text)
 
 
+Handler = Callable[[Call], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """An answer that isn't JSON. ``cache`` is its Cache-Control."""
+
+    body: bytes
+    cache: str = "no-store"
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """``roles`` None: no client certificate needed. ``query`` names the query parameters with a description each.
-    ``act`` names an officers' act: it needs as many officers as the approval rules say for it (DESIGN §10)."""
+    ``raw`` is the content type of answers that are Raw; ``rest`` names the path parameter that may hold slashes.
+    ``act`` names an officers' act: it needs as many officers as the approval rules say for it (DESIGN §10).
+    ``rate`` names the limit that it counts against (kms/web/limiter.py), ``cost`` for how many a body counts.
+    ``while_rolled_back``: it may change a database that was put back (kms.rollback)."""
 
     method: str
     path: str
     summary: str
     roles: frozenset[Role] | None
-    call: Callable[[Call], Awaitable[Any]]
+    call: Handler
     request: type | None = None
     answer: type | None = None
     status: int = 200
     query: Mapping[str, str] | None = None
     body_max: int = limits.BODY_BYTES_MAX
     act: str = ""
+    while_rolled_back: bool = False
+    rate: str = "calls"
+    cost: Callable[[Any], int] | None = None
+    raw: str = ""
+    rest: str = ""
 
 
 PAGE_QUERY = {

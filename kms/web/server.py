@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -15,14 +16,32 @@ from aiohttp import web
 from keypeer.wire.encoding import WireError
 from keypeer.wire.messages import Readiness
 from kms import limits
-from kms.errors import BadRequest, KeypeerError
+from kms.errors import BadRequest, KeypeerError, Throttled
 from kms.flows.context import Context
-from kms.web import attestations, audit, enrolments, health, hosts, policies, vms
-from kms.web.identity import identify
+from kms.flows.proposals import alone
+from kms.views import problem_view as problem
+from kms.web import (
+    attestations,
+    audit,
+    enrolments,
+    health,
+    hosts,
+    log,
+    policies,
+    principals,
+    proposals,
+    quotas,
+    rollback,
+    rotations,
+    signing_keys,
+    vms,
+)
+from kms.web.identity import identify, known_identity
+from kms.web.limiter import Limiter
 from kms.web.metrics import Metrics
 from kms.web.openapi import document
-from kms.web.problems import CONTENT_TYPE, from_decoding, from_wire, problem
-from kms.web.routing import STAFF, Call, Route
+from kms.web.problems import CONTENT_TYPE, from_decoding, from_wire
+from kms.web.routing import STAFF, Call, Raw, Route
 
 ROUTES: tuple[Route, ...] = (
     *enrolments.ROUTES,
@@ -30,7 +49,15 @@ ROUTES: tuple[Route, ...] = (
     *hosts.ROUTES,
     *policies.ROUTES,
     *vms.ROUTES,
+    *quotas.ROUTES,
+    *rotations.ROUTES,
+    *principals.ROUTES,
+    *proposals.routes(lambda: ROUTES),
+    *proposals.rules_routes(lambda: ROUTES),
+    *rollback.ROUTES,
+    *signing_keys.ROUTES,
     *audit.ROUTES,
+    *log.ROUTES,
     *health.ROUTES,
 )
 
@@ -40,25 +67,33 @@ _Decode = Callable[[bytes], Any]
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def application(ctx: Context, metrics: Metrics) -> web.Application:
+def application(ctx: Context, metrics: Metrics, limiter: Limiter) -> web.Application:
     """The whole HTTP face over the service's parts."""
     app = web.Application(client_max_size=limits.BODY_BYTES_MAX, middlewares=[_outer])
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, _handler(ctx, metrics, route))
+        path = route.path.replace(f"{{{route.rest}}}", f"{{{route.rest}:.+}}") if route.rest else route.path
+        app.router.add_route(route.method, path, _handler(ctx, metrics, limiter, route))
     app.router.add_get("/metrics", _metrics_handler(ctx, metrics))
     app.router.add_get("/openapi.json", _openapi_handler())
     return app
 
 
-def _handler(ctx: Context, metrics: Metrics, route: Route) -> _Handler:
+def _handler(ctx: Context, metrics: Metrics, limiter: Limiter, route: Route) -> _Handler:
     decode: _Decode | None = msgspec.json.Decoder(route.request).decode if route.request is not None else None
+    if route.while_rolled_back:
+        ctx = replace(ctx, accepts_rollback=True)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         started = time.perf_counter()
         try:
-            caller = await identify(ctx, route, _certificate(request))
+            certificate = _certificate(request)
+            await _admit(ctx, limiter, route, request, certificate)
+            caller = await identify(ctx, route, certificate)
             body = await _body(request, route, decode) if decode is not None else None
-            answer = await route.call(Call(ctx, caller, request.match_info, request.query, body))
+            if route.cost is not None and (more := route.cost(body) - 1) > 0:
+                await _admit(ctx, limiter, route, request, certificate, more)
+            granted = await alone(ctx, caller, route.act) if route.act and caller is not None else ctx
+            answer = await route.call(Call(granted, caller, request.match_info, request.query, body))
             status = _status(route, answer)
         except KeypeerError as error:
             metrics.refused(route, error, time.perf_counter() - started)
@@ -69,9 +104,21 @@ def _handler(ctx: Context, metrics: Metrics, route: Route) -> _Handler:
         metrics.answered(route, status, time.perf_counter() - started)
         if answer is None:
             return web.Response(status=status)
+        if isinstance(answer, Raw):
+            headers = {"Content-Type": route.raw, "Cache-Control": answer.cache}
+            return web.Response(body=answer.body, status=status, headers=headers)
         return web.Response(body=_encode(answer), status=status, content_type="application/json")
 
     return handle
+
+
+async def _admit(
+    ctx: Context, limiter: Limiter, route: Route, request: web.Request, certificate: bytes | None, cost: int = 1
+) -> None:
+    identity = known_identity(certificate) if certificate is not None and route.roles is not None else None
+    error = limiter.refusal(route, identity, request.remote or "", cost)
+    if error is not None:
+        raise await limiter.refuse(ctx, identity, error)
 
 
 def _certificate(request: web.Request) -> bytes | None:
@@ -111,11 +158,13 @@ def _status(route: Route, answer: Any) -> int:
 
 
 def _problem(error: KeypeerError, request: web.Request) -> web.Response:
-    log = _log.warning if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else _log.info
-    log("refused", method=request.method, path=request.path, code=error.code, detail=error.detail)
+    tell = _log.warning if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else _log.info
+    tell("refused", method=request.method, path=request.path, code=error.code, detail=error.detail)
     headers = {}
     if error.status == HTTPStatus.SERVICE_UNAVAILABLE and error.code != "store.unknown":
         headers["Retry-After"] = str(limits.RETRY_AFTER_S)  # says too that nothing was changed
+    if isinstance(error, Throttled):
+        headers["Retry-After"] = str(error.retry_after)
     return web.Response(body=_encode(problem(error)), status=error.status, headers=headers, content_type=CONTENT_TYPE)
 
 

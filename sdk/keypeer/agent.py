@@ -38,6 +38,7 @@ from keypeer.wire.profile import PCR_BANK
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 # What ends a session on the service's side; attesting anew mends it.
+_NO_VERDICT = ("attestation.logs", "attestation.overtaken")  # and the service keeps the session that it knows
 _SESSION_GONE = ("session.unknown", "session.expired", "session.certificate")
 
 
@@ -120,18 +121,19 @@ class HostAgent:
             await self._at_tpm(launches.measure, self.state, entry, self._bank)
             await self._attest_mending()
 
-    async def release(self, vm: str) -> VmKey:
+    async def release(self, vm: str, version: int | None = None) -> VmKey:
         """The key of ``vm``, checked and opened; the caller closes it. Attests first when there is no live session.
-        Raises ProblemError ``release.refused`` with every reason, ReleaseForged."""
+        ``version``: one before the current one, for what it encrypted; our lease must name it, so ask for it before the
+        current one. Raises ProblemError ``release.refused`` with every reason, ReleaseForged."""
         async with self._turn:
             session = await self._live_session()
             try:
-                key = session.open(await (await self._connected()).release(vm, session.name), vm)
+                key = session.open(await (await self._connected()).release(vm, session.name, version), vm, version)
             except ProblemError as error:
                 if error.code not in _SESSION_GONE:
                     raise
                 session = await self._fresh_session()
-                key = session.open(await (await self._connected()).release(vm, session.name), vm)
+                key = session.open(await (await self._connected()).release(vm, session.name, version), vm, version)
             self._generations[vm] = key.generation
             return key
 
@@ -192,6 +194,8 @@ class HostAgent:
         if error.code == "attestation.logs":
             self._whole_logs = True
             return True
+        if error.code == "attestation.overtaken":  # by another agent of this host
+            return True
         # We left the binding key's certification out, and the service has lost the session that knew it.
         return knew and "binding.missing" in reasons
 
@@ -215,7 +219,7 @@ class HostAgent:
         try:
             result = await client.attest(evidence.request)
         except ProblemError as error:
-            if error.code != "attestation.logs" and not error.code.startswith("attestation.nonce_"):
+            if error.code not in _NO_VERDICT and not error.code.startswith("attestation.nonce_"):
                 self._forget()  # the service did too
             raise
         await self._use(challenge, result)

@@ -5,13 +5,15 @@ All raise what ``Transport.call`` raises. Pages: pass the last page's ``next`` a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 from keypeer.transport import Transport
 from keypeer.wire import messages as m
+from keypeer.wire.proposals import Decision
 from keypeer.wire.runtime import RuntimePolicy
+from keypeer.wire.tlog.tiles import Tile
 
 PAGE_DEFAULT = 100  # items; the service's own default
 _UNAVAILABLE = 503
@@ -53,9 +55,10 @@ class AsyncClient(Transport):
         """Sends evidence; a refusal is a ProblemError ``attestation.refused`` with every reason."""
         return await self.call("POST", "/v1/attestations", m.AttestResult, request)
 
-    async def release(self, vm: str, session: str) -> m.Release:
-        """One VM's key, wrapped to ``session``. Asking again renews the lease."""
-        body = m.ReleaseRequest(session=session)
+    async def release(self, vm: str, session: str, version: int | None = None) -> m.Release:
+        """One VM's key, wrapped to ``session``. Asking again renews the lease. ``version``: one before the current one,
+        which the host's lease names."""
+        body = m.ReleaseRequest(session=session, version=version)
         return await self.call("POST", f"/v1/vms/{_name(vm)}/key/release", m.Release, body, repeat=True)
 
     async def release_many(self, vms: Sequence[str], session: str) -> m.BatchRelease:
@@ -172,6 +175,98 @@ class AsyncClient(Transport):
         query = {"vm": vm, "host": host}
         return await self.call("GET", "/v1/explanations", m.Explanation, query=query, repeat=True)
 
+    # ── signing keys ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def signing_keys(self) -> m.SigningKeyPage:
+        """The signing keys and their versions."""
+        return await self.call("GET", "/v1/signing-keys", m.SigningKeyPage, repeat=True)
+
+    async def rotate_signing_key(self, name: str) -> m.SigningKeyView:
+        """Makes a new version, which signs from then on (officer)."""
+        return await self.call("POST", f"/v1/signing-keys/{_name(name)}/rotation", m.SigningKeyView)
+
+    async def retire_signing_key(self, name: str, version: int, why: str) -> m.SigningKeyView:
+        """Lets nothing that an old version signed be good any more (officer)."""
+        path = f"/v1/signing-keys/{_name(name)}/versions/{version}/retirement"
+        return await self.call("POST", path, m.SigningKeyView, m.RetireVersion(why=why), repeat=True)
+
+    async def destroy_signing_key(self, name: str, version: int) -> m.SigningKeyView:
+        """Destroys an old version that nothing needs (officer)."""
+        path = f"/v1/signing-keys/{_name(name)}/versions/{version}"
+        return await self.call("DELETE", path, m.SigningKeyView, repeat=True)
+
+    # ── quotas ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def put_quota(self, kind: m.OwnerKind, name: str, max_keys: int | None) -> m.QuotaView:
+        """How many VM keys a tenant or an operator may have; None: any number (officer)."""
+        body = m.PutQuota(max_keys=max_keys)
+        return await self.call("PUT", f"/v1/quotas/{kind}/{_name(name)}", m.QuotaView, body, repeat=True)
+
+    async def quota(self, kind: m.OwnerKind, name: str) -> m.QuotaView:
+        """Quota and keys of one."""
+        return await self.call("GET", f"/v1/quotas/{kind}/{_name(name)}", m.QuotaView, repeat=True)
+
+    async def quotas(self, kind: m.OwnerKind, after: str = "", limit: int = PAGE_DEFAULT) -> m.QuotaPage:
+        """A page of those with a quota or with keys."""
+        return await self._page(f"/v1/quotas/{kind}", m.QuotaPage, after, limit)
+
+    # ── officers ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def create_proposal(self, request: m.CreateProposal) -> m.ProposalView:
+        """Proposes an act (officer); nobody has approved it then (keypeer.approving does both)."""
+        return await self.call("POST", "/v1/proposals", m.ProposalView, request)
+
+    async def proposal(self, proposal: str) -> m.ProposalView:
+        """One proposal with its document."""
+        return await self.call("GET", f"/v1/proposals/{_name(proposal)}", m.ProposalView, repeat=True)
+
+    async def proposals(self, after: str = "", limit: int = PAGE_DEFAULT) -> m.ProposalPage:
+        """A page of the proposals that are open."""
+        return await self._page("/v1/proposals", m.ProposalPage, after, limit)
+
+    async def all_proposals(self, after: str = "", limit: int = PAGE_DEFAULT) -> m.ProposalPage:
+        """A page of all proposals, ended ones too."""
+        query: dict[str, str | int] = {"limit": limit, "state": "all", **({"after": after} if after else {})}
+        return await self.call("GET", "/v1/proposals", m.ProposalPage, query=query, repeat=True)
+
+    async def decide_proposal(self, proposal: str, decision: Decision, signature: str) -> m.ProposalView:
+        """Approves or rejects (officer); the last approval that is needed carries the act out."""
+        path = f"/v1/proposals/{_name(proposal)}/{'approvals' if decision == 'approve' else 'rejections'}"
+        return await self.call("POST", path, m.ProposalView, m.SignDecision(signature=signature), repeat=True)
+
+    async def execute_proposal(self, proposal: str) -> m.ProposalView:
+        """Carries an approved proposal out whose act failed before (officer)."""
+        return await self.call("POST", f"/v1/proposals/{_name(proposal)}/execute", m.ProposalView)
+
+    async def approval_rules(self) -> m.ApprovalsView:
+        """How many officers each act needs."""
+        return await self.call("GET", "/v1/approval-rules", m.ApprovalsView, repeat=True)
+
+    async def set_approvals(self, needs: dict[str, int]) -> m.ApprovalsView:
+        """How many officers the acts named need from now on (officer)."""
+        return await self.call("PATCH", "/v1/approval-rules", m.ApprovalsView, m.SetApprovals(needs=needs))
+
+    async def put_principal(self, role: m.StaffRole, name: str, request: m.PutPrincipal) -> m.PrincipalView:
+        """Enrols an officer, operator or auditor (officer); answers with the certificate."""
+        return await self.call("PUT", f"/v1/principals/{role}/{_name(name)}", m.PrincipalView, request)
+
+    async def renew_principal(self, role: m.StaffRole, name: str, csr: str) -> m.PrincipalView:
+        """A new certificate for the caller itself."""
+        path = f"/v1/principals/{role}/{_name(name)}/renew"
+        return await self.call("POST", path, m.PrincipalView, m.RenewPrincipal(csr=csr))
+
+    async def remove_principal(self, role: m.StaffRole, name: str) -> None:
+        """Ends someone's right to call (officer)."""
+        await self.call("DELETE", f"/v1/principals/{role}/{_name(name)}", type(None))
+
+    async def principal(self, role: m.StaffRole, name: str) -> m.PrincipalView:
+        """One of the staff, with the certificate."""
+        return await self.call("GET", f"/v1/principals/{role}/{_name(name)}", m.PrincipalView, repeat=True)
+
+    async def principals(self, role: m.StaffRole, after: str = "", limit: int = PAGE_DEFAULT) -> m.PrincipalPage:
+        """A page of those of a role."""
+        return await self._page(f"/v1/principals/{role}", m.PrincipalPage, after, limit)
+
     # ── VMs, audit, health ─────────────────────────────────────────────────────────────────────────────────────
 
     async def create_vm(self, request: m.CreateVm) -> m.VmView:
@@ -187,14 +282,115 @@ class AsyncClient(Transport):
         """One VM key's public facts."""
         return await self.call("GET", f"/v1/vms/{_name(vm)}", m.VmView, repeat=True)
 
-    async def vms(self, after: str = "", limit: int = PAGE_DEFAULT) -> m.VmPage:
-        """A page of VMs."""
-        return await self._page("/v1/vms", m.VmPage, after, limit)
+    async def vms(
+        self,
+        after: str = "",
+        limit: int = PAGE_DEFAULT,
+        *,
+        tenant: str = "",
+        policy: str = "",
+        state: m.VmState | None = None,
+        labels: Mapping[str, str] | None = None,
+        prefix: str = "",
+    ) -> m.VmPage:
+        """A page of VMs, of those that fit. With a filter a page may be short and have a next one."""
+        pairs = ",".join(f"{name}={value}" for name, value in (labels or {}).items())
+        only = {"tenant": tenant, "policy": policy, "state": state or "", "labels": pairs, "prefix": prefix}
+        return await self._page("/v1/vms", m.VmPage, after, limit, only)
 
-    async def audit(self, after: int = 0, limit: int = PAGE_DEFAULT) -> m.AuditPage:
-        """Entries of the audit log after the first ``after`` ones (auditor)."""
-        query = {"after": after, "limit": limit}
+    async def import_key(self) -> m.ImportKeyView:
+        """What keys are wrapped to before they are imported (operator)."""
+        return await self.call("GET", "/v1/import-key", m.ImportKeyView, repeat=True)
+
+    async def import_vm(self, request: m.ImportVm) -> m.VmView:
+        """Imports a VM key that ``keypeer.keyimport.wrap`` wrapped (operator)."""
+        return await self.call("POST", "/v1/vm-imports", m.VmView, request)
+
+    async def set_labels(self, vm: str, labels: Mapping[str, str]) -> m.VmView:
+        """Sets all labels of a VM (operator)."""
+        body = m.SetLabels(labels=dict(labels))
+        return await self.call("PUT", f"/v1/vms/{_name(vm)}/labels", m.VmView, body, repeat=True)
+
+    async def set_tenant(self, vm: str, tenant: str | None) -> m.VmView:
+        """Sets a VM's owner (officer)."""
+        body = m.SetTenant(tenant=tenant)
+        return await self.call("PUT", f"/v1/vms/{_name(vm)}/tenant", m.VmView, body, repeat=True)
+
+    async def activate_vm(self, vm: str, why: str = "") -> m.VmView:
+        """Lets a pre-active key be released (officer)."""
+        return await self._vm_act(vm, "activate", m.VmAct(why=why))
+
+    async def suspend_vm(self, vm: str, why: str = "") -> m.VmView:
+        """Stops releases for a time (officer)."""
+        return await self._vm_act(vm, "suspend", m.VmAct(why=why))
+
+    async def resume_vm(self, vm: str, why: str = "") -> m.VmView:
+        """Ends a suspension (officer)."""
+        return await self._vm_act(vm, "resume", m.VmAct(why=why))
+
+    async def compromise_vm(self, vm: str, why: str = "") -> m.VmView:
+        """Marks a key as compromised, which stops releases (officer)."""
+        return await self._vm_act(vm, "compromise", m.VmAct(why=why))
+
+    async def deactivate_vm(self, vm: str, readable: int = 0, why: str = "") -> m.VmView:
+        """Stops releases for good; its holder reads it for ``readable`` seconds more (officer)."""
+        return await self._vm_act(vm, "deactivate", m.DeactivateVm(readable=readable, why=why))
+
+    async def destroy_vm(self, vm: str, after: int | None = None, why: str = "") -> m.VmView:
+        """Schedules a key's destruction, ``after`` seconds from now (officer)."""
+        return await self._vm_act(vm, "destroy", m.DestroyVm(after=after, why=why))
+
+    async def cancel_destroy_vm(self, vm: str, why: str = "") -> m.VmView:
+        """Cancels a scheduled destruction (officer)."""
+        return await self._vm_act(vm, "cancel-destroy", m.VmAct(why=why))
+
+    async def rotate_vm(self, vm: str, readable: int | None = None, why: str = "") -> m.VmView:
+        """Makes a key's next version; the one before stays readable for so many seconds (officer)."""
+        return await self._vm_act(vm, "rotate", m.RotateVm(readable=readable, why=why))
+
+    async def rotate_vms(self, request: m.RotateVms) -> m.VmRotationView:
+        """Begins the rotation of every key that fits (officer)."""
+        return await self.call("POST", "/v1/vm-rotations", m.VmRotationView, request)
+
+    async def vm_rotation(self, rotation: str) -> m.VmRotationView:
+        """How far a rotation of many keys is."""
+        return await self.call("GET", f"/v1/vm-rotations/{_name(rotation)}", m.VmRotationView, repeat=True)
+
+    async def vm_rotations(self, after: str = "", limit: int = PAGE_DEFAULT) -> m.VmRotationPage:
+        """A page of rotations of many keys."""
+        return await self._page("/v1/vm-rotations", m.VmRotationPage, after, limit)
+
+    async def _vm_act(self, vm: str, act: str, body: m.Request) -> m.VmView:
+        return await self.call("POST", f"/v1/vms/{_name(vm)}/{act}", m.VmView, body)
+
+    async def audit(self, after: int = 0, limit: int = PAGE_DEFAULT, **wanted: str | int) -> m.AuditPage:
+        """Entries of the audit log after the first ``after`` ones, or with ``newest=1`` those below ``before``, newest
+        first (auditor). ``action``, ``outcome``, ``actor``, ``host``, ``vm``, ``code``, ``since`` and ``until`` (Unix
+        seconds) narrow it. Pass ``next`` as ``after``, or as ``before``."""
+        query: dict[str, str | int] = {"after": after, "limit": limit, **wanted}
         return await self.call("GET", "/v1/audit", m.AuditPage, query=query, repeat=True)
+
+    async def log_checkpoint(self, *, cosigned: bool = False) -> bytes:
+        """The audit log's signed head (C2SP tlog-checkpoint); the newest that witnesses cosigned when asked so."""
+        return await self.fetch("/v1/log/checkpoint", query={"cosigned": 1} if cosigned else None)
+
+    async def log_keys(self) -> m.LogKeys:
+        """What verifies checkpoints, as the service tells it."""
+        return await self.call("GET", "/v1/log/key", m.LogKeys, repeat=True)
+
+    async def log_tile(self, tile: Tile) -> bytes:
+        """A tile of the audit log, or a bundle of entries (C2SP tlog-tiles)."""
+        return await self.fetch(f"/v1/log/{tile.path}")
+
+    async def log_inclusion(self, sequence: int, size: int) -> m.InclusionProof:
+        """That an entry is among the first ``size`` of the audit log."""
+        query = {"sequence": sequence, "size": size}
+        return await self.call("GET", "/v1/log/inclusion", m.InclusionProof, query=query, repeat=True)
+
+    async def log_consistency(self, old: int, new: int) -> m.ConsistencyProof:
+        """That the audit log only grew from the one size to the other."""
+        query = {"from": old, "to": new}
+        return await self.call("GET", "/v1/log/consistency", m.ConsistencyProof, query=query, repeat=True)
 
     async def alive(self) -> m.HealthCheck:
         """Does a process answer? Needs no certificate."""
@@ -208,8 +404,45 @@ class AsyncClient(Transport):
         """The OpenAPI document."""
         return await self.call("GET", "/openapi.json", dict[str, Any], repeat=True)
 
-    async def _page(self, path: str, answer: type[_Page], after: str, limit: int) -> _Page:
+    # ── the HSM's keys ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def keys(self) -> m.KeyPage:
+        """The long-lived keys in the HSM, their versions and last rotations."""
+        return await self.call("GET", "/v1/key-versions", m.KeyPage, repeat=True)
+
+    async def rollback(self) -> m.RollbackView:
+        """The audit log's head in the HSM token and in the store."""
+        return await self.call("GET", "/v1/store/rollback", m.RollbackView, repeat=True)
+
+    async def accept_rollback(self, request: m.AcceptRollback) -> m.RollbackView:
+        """Takes a database that was put back as it is (officer)."""
+        return await self.call("POST", "/v1/store/accept-rollback", m.RollbackView, request)
+
+    async def rotate_key(self, key: str) -> m.RotationView:
+        """Begins the rotation of a key (officer); ``rotation`` tells how far it is."""
+        return await self.call("POST", f"/v1/keys/{_name(key)}/rotation", m.RotationView)
+
+    async def rotation(self, key: str) -> m.RotationView:
+        """The last rotation of a key. ProblemError ``rotation.none`` where there was none."""
+        return await self.call("GET", f"/v1/keys/{_name(key)}/rotation", m.RotationView, repeat=True)
+
+    async def pause_rotation(self, key: str) -> m.RotationView:
+        """Lets a rotation stand where it is (officer)."""
+        return await self.call("POST", f"/v1/keys/{_name(key)}/rotation/pause", m.RotationView)
+
+    async def resume_rotation(self, key: str) -> m.RotationView:
+        """Lets it go on (officer)."""
+        return await self.call("POST", f"/v1/keys/{_name(key)}/rotation/resume", m.RotationView)
+
+    async def destroy_key(self, key: str, version: int) -> m.DestroyedVersion:
+        """Destroys an old version (officer); ProblemError ``key.in_use`` while anything needs it."""
+        return await self.call("DELETE", f"/v1/keys/{_name(key)}/versions/{version}", m.DestroyedVersion)
+
+    async def _page(
+        self, path: str, answer: type[_Page], after: str, limit: int, only: Mapping[str, str] | None = None
+    ) -> _Page:
         query: dict[str, str | int] = {"limit": limit} | ({"after": after} if after else {})
+        query |= {name: value for name, value in (only or {}).items() if value}
         return await self.call("GET", path, answer, query=query, repeat=True)
 
 

@@ -14,7 +14,7 @@ from keypeer import launches, logs
 from keypeer import tpm as tpms
 from keypeer.errors import AnswerError, TpmError
 from keypeer.locked import LockedBytes
-from keypeer.session import check_grant, decoded
+from keypeer.session import check_grant, decoded, follow
 from keypeer.state import AgentState
 from keypeer.tpm.binding import loaded_binding_key, storage_key
 from keypeer.wire.canonical import geo_tag_digest, qualifying_data
@@ -160,7 +160,11 @@ def open_session(tpm: tpms.Tpm, state: AgentState, challenge: Challenge, grant: 
     binding = state.binding()
     if binding is None or b64encode(binding.name) != grant.binding_name:
         raise AnswerError("session.binding", "the session is for another binding key than this TPM's", "attest again")
-    check_grant(grant, state.settings.host, state.session_key())
+    pinned = state.session_key()
+    newest = follow(pinned, grant)
+    check_grant(grant, state.settings.host, newest)
+    if newest != pinned:
+        state.save_session_key(newest)
     return tpms.rsa_decrypt(
         tpm,
         binding,

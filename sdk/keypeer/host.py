@@ -43,9 +43,9 @@ class Host:
         """See HostAgent.launch."""
         self._run(self._agent.launch(vm, config))
 
-    def release(self, vm: str) -> VmKey:
+    def release(self, vm: str, version: int | None = None) -> VmKey:
         """See HostAgent.release."""
-        return self._run(self._agent.release(vm))
+        return self._run(self._agent.release(vm, version))
 
     def release_many(self, vms: Iterable[str]) -> dict[str, VmKey | ProblemError]:
         """See HostAgent.release_many."""

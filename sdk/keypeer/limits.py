@@ -7,7 +7,7 @@ CALL_S = 30.0  # seconds for one attempt of one call; the service's own deadline
 CONNECT_S = 5.0  # seconds to reach the service
 KEEPALIVE_S = 240.0  # seconds that an idle connection is kept; the service closes its own after 300
 CONNECTIONS_MAX = 8  # count; one agent needs two, a tool that works in parallel a few more
-ANSWER_BYTES_MAX = 16 * 1024 * 1024  # bytes; a batch of 10,000 releases has some 5 MB
+ANSWER_BYTES_MAX = 17 * 1024 * 1024  # bytes; 256 entries of 64 KB; a batch of 10,000 releases has some 5 MB
 ATTEMPTS_MAX = 4  # count, for calls that may be repeated
 RETRY_FIRST_S = 0.2  # seconds before the second attempt; doubles
 RETRY_AFTER_MAX_S = 10.0  # seconds; a longer Retry-After is the caller's to wait for
@@ -58,3 +58,5 @@ IMAGE_CHUNK_BYTES_MIN = 4096  # bytes; a page
 IMAGE_CHUNK_BYTES_MAX = 16 * 1024 * 1024  # bytes held at once, three times over
 IMAGE_HEADER_BYTES_MAX = 4096  # bytes; names are bounded, so that headers have some 300
 XTS_UNIT_BYTES = 1024 * 1024  # bytes; smaller ones are slower, a cipher context each. IEEE 1619 §5.1 allows 16 MiB
+# ── copies of the audit log ────────────────────────────────────────────────────────────────────────────────────
+KEY_FILE_BYTES_MAX = 16 * 1024  # bytes of a copy's pinned keys; each has some 100

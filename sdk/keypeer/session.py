@@ -22,7 +22,7 @@ from keypeer.errors import AnswerError, ReleaseForged
 from keypeer.keywrap import Unwrapper
 from keypeer.locked import LockedBytes
 from keypeer.vmkey import VmKey
-from keypeer.wire.canonical import grant_preimage, release_mac_input
+from keypeer.wire.canonical import grant_preimage, release_mac_input, session_key_preimage
 from keypeer.wire.encoding import WireError, b64decode
 from keypeer.wire.messages import Release, SessionGrant
 
@@ -70,11 +70,14 @@ class Session:
         """Whether ``grant`` is this session, so that the TPM needn't be asked again."""
         return grant.session == self._name and grant.encapsulated_key == self.encapsulated_key
 
-    def open(self, release: Release, vm: str) -> VmKey:
-        """The key of ``vm``: the VM that was asked for. Raises ReleaseForged ``release.mac``, ``release.stale``,
-        ``release.size`` or ``release.unwrap``."""
+    def open(self, release: Release, vm: str, version: int | None = None) -> VmKey:
+        """The key of ``vm``, and ``version`` of it where one was asked for. Raises ReleaseForged ``release.mac``,
+        ``release.version``, ``release.stale``, ``release.size`` or ``release.unwrap``."""
         wrapped = decoded(release.wrapped_key, "wrapped_key")
         self._check_mac(release, vm, wrapped)
+        if version not in (None, release.version):
+            found = f"version {version} of VM {vm}'s key was asked for, version {release.version} came"
+            raise ReleaseForged("release.version", found, "tell the service's operator")
         late = self._now() - release.lease_expires_at
         if late >= 0:
             raise ReleaseForged("release.stale", f"the lease of VM {vm} ended {late:.0f} s ago", "release it again")
@@ -144,16 +147,36 @@ def check_grant(grant: SessionGrant, host: str, session_key: bytes) -> None:
         wrapped_mac_key=decoded(grant.wrapped_mac_key, "session.wrapped_mac_key"),
     )
     try:
-        key = load_der_public_key(session_key)
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise ValueError("not an EC key")
-        key.verify(decoded(grant.signature, "session.signature"), message, ec.ECDSA(hashes.SHA256()))
+        _verify(session_key, decoded(grant.signature, "session.signature"), message)
     except (ValueError, InvalidSignature):
         raise ReleaseForged(
             "session.signature",
             f"the session isn't what the HSM made for host {host} under the key that was pinned at enrolment",
             "after a new HSM enrol again; else the service or something before it is tampering",
         ) from None
+
+
+def follow(pinned: bytes, grant: SessionGrant) -> bytes:
+    """The key (SPKI DER) that ``pinned`` leads to by what each version of the HSM's session key said of the next one.
+    Links of other keys lead nowhere, so whoever makes them up gains nothing."""
+    current = pinned
+    for link in grant.key_links:
+        successor = decoded(link.public_key, "session.key_links.public_key")
+        endorsement = decoded(link.endorsement, "session.key_links.endorsement")
+        try:
+            message = session_key_preimage(link.version, current, successor)
+            _verify(current, endorsement, message)
+        except (ValueError, OverflowError, InvalidSignature):
+            continue
+        current = successor
+    return current
+
+
+def _verify(spki: bytes, signature: bytes, message: bytes) -> None:
+    key = load_der_public_key(spki)
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError("not an EC key")
+    key.verify(signature, message, ec.ECDSA(hashes.SHA256()))
 
 
 def decoded(text: str, where: str) -> bytes:

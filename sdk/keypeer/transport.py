@@ -20,7 +20,8 @@ _Answer = TypeVar("_Answer")
 _encode = msgspec.json.Encoder().encode
 _problem = msgspec.json.Decoder(Problem)
 _PROBLEM_TYPE = "application/problem+json"  # RFC 9457 §3
-_BAD, _UNAVAILABLE = 400, 503
+_BAD = 400
+_LATER = (429, 503)  # RFC 6585 §4, RFC 9110 §15.6.4
 
 
 class Transport:
@@ -71,12 +72,31 @@ class Transport:
         accept: int = 0,
     ) -> _Answer:
         """One call and its answer, decoded. ``repeat`` says that a second one does no harm: it is tried again while the
-        service can't be reached or answers 503; other calls only where a 503 names its Retry-After, which means that
-        nothing was done. ``accept`` is an error status whose body is an answer all the same.
+        service can't be reached or answers 503 or 429; other calls only where such an answer names its Retry-After,
+        which means that nothing was done. ``accept`` is an error status whose body is an answer all the same.
 
         Raises ProblemError, ServiceUnavailable (``service.unreachable``, ``service.timeout``, ``service.tls``) and
         AnswerError.
         """
+        status, kind, data = await self._attempts(method, path, body, query, repeat, accept)
+        return _decode(status, kind, data, answer, accept)
+
+    async def fetch(self, path: str, *, query: Mapping[str, str | int] | None = None) -> bytes:
+        """The bytes of an answer that isn't JSON. Raises as ``call`` does."""
+        status, kind, data = await self._attempts("GET", path, None, query, True, 0)
+        if status >= _BAD:
+            _decode(status, kind, data, type(None), 0)
+        return data
+
+    async def _attempts(
+        self,
+        method: str,
+        path: str,
+        body: msgspec.Struct | None,
+        query: Mapping[str, str | int] | None,
+        repeat: bool,
+        accept: int,
+    ) -> tuple[int, str, bytes]:
         delay = limits.RETRY_FIRST_S
         for attempt in range(1, limits.ATTEMPTS_MAX + 1):
             last = attempt == limits.ATTEMPTS_MAX
@@ -87,8 +107,8 @@ class Transport:
                     raise
             else:
                 wait = retry_after if retry_after is not None else delay if repeat else None
-                if status != _UNAVAILABLE or status == accept or last or wait is None:
-                    return _decode(status, kind, data, answer, accept)
+                if status not in _LATER or status == accept or last or wait is None:
+                    return status, kind, data
                 delay = wait
             await asyncio.sleep(delay)
             delay *= 2

@@ -45,24 +45,26 @@ def request(method: str, path: str, body: bytes) -> bytes:
 
 
 class _Client(asyncio.Protocol):
-    """One connection: the next request as soon as the answer is here, until the time is over."""
+    """One connection: the next request as soon as the answer is here, until the time is over. With an ``interval``
+    (seconds) a request falls due so often, and its time counts from then, whenever it could be sent."""
 
-    def __init__(self, requests: Sequence[bytes], seconds: float) -> None:
+    def __init__(self, requests: Sequence[bytes], seconds: float, interval: float = 0.0) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.times: list[float] = []
         self.answer = b""
         self._requests = requests
         self._seconds = seconds
+        self._interval = interval
         self._buffer = b""
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
-    def start(self) -> None:
-        self._sent = time.perf_counter()
+    def start(self, delay: float = 0.0) -> None:
+        self._sent = time.perf_counter() + delay
         self._end = self._sent + self._seconds
-        self._transport.write(self._requests[0])
+        asyncio.get_running_loop().call_later(delay, self._transport.write, self._requests[0])
 
     def data_received(self, data: bytes) -> None:
         self._buffer = self._buffer + data if self._buffer else data
@@ -82,8 +84,12 @@ class _Client(asyncio.Protocol):
             self.done.set_exception(AssertionError(self.answer.decode()))
             self._transport.close()
         elif now < self._end:
-            self._sent = now
-            self._transport.write(self._requests[len(self.times) % len(self._requests)])
+            self._sent = self._sent + self._interval if self._interval else now
+            request = self._requests[len(self.times) % len(self._requests)]
+            if self._sent > now:
+                asyncio.get_running_loop().call_later(self._sent - now, self._transport.write, request)
+            else:
+                self._transport.write(request)
         else:
             self.done.set_result(None)
             self._transport.close()
@@ -93,19 +99,21 @@ class _Client(asyncio.Protocol):
             self.done.set_exception(exc or ConnectionResetError("the service closed the connection"))
 
 
-async def load(port: int, targets: Sequence[Target], seconds: float) -> Figures:
-    """Every target's requests for ``seconds``, all at once, each connection waiting for its answers."""
+async def load(port: int, targets: Sequence[Target], seconds: float, rate: float | None = None) -> Figures:
+    """Every target's requests for ``seconds``, all at once, each connection waiting for its answers; with a ``rate`` so
+    many a second of all connections together."""
     loop = asyncio.get_running_loop()
+    interval = len(targets) / rate if rate else 0.0
     clients = []
     for target in targets:  # one after another: handshakes aren't what is measured
         _, client = await loop.create_connection(
-            lambda target=target: _Client(target.requests, seconds),  # type: ignore[misc]  # mypy: lambda default
+            lambda target=target: _Client(target.requests, seconds, interval),  # type: ignore[misc]  # mypy: lambda default
             "127.0.0.1", port, ssl=target.context, server_hostname="localhost",
         )  # fmt: skip
         clients.append(client)
     start = time.perf_counter()
-    for client in clients:
-        client.start()
+    for number, client in enumerate(clients):
+        client.start(interval * number / len(clients))
     await asyncio.gather(*(client.done for client in clients))
     spent = time.perf_counter() - start
     times = sorted(one for client in clients for one in client.times)

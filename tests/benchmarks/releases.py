@@ -94,7 +94,7 @@ async def rewraps(service: Service, host: Host, vms: list[str], seconds: float) 
         assert session is not None
         sealed = msgspec.msgpack.decode(session.value.custody, type=SessionRecord)
         items = await store.get_many([vm_key(vm) for vm in vms])
-        operations = [Rewrap(decode_vm(item.value), sealed, 1, 2**40, 300) for item in items if item is not None]
+        operations = [Rewrap(decode_vm(item), sealed, 1, 2**40, 300) for item in items if item is not None]
         start, done = time.perf_counter(), 0
         while (spent := time.perf_counter() - start) < seconds:
             results = await custody.rewrap(operations)

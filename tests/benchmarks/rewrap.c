@@ -4,7 +4,9 @@
  *
  * bare: C_UnwrapKey under the KEK, C_WrapKey under a session key, C_DestroyObject.
  * full: the same and the two HMACs of a release (over the record, over the release).
- * bare-copies, full-copies: the same with session copies of KEK and record-mac, as the worker makes them.
+ * kek: what moving a record to another KEK costs: the HMACs of both records, the three calls of bare under the old
+ *      and the new KEK, and once more back, to compare.
+ * bare-copies, full-copies, kek-copies: the same with session copies of KEK and record-mac, as the worker makes them.
  * The templates are those of hsm_adapter/mechanisms.py.
  */
 #include <dlfcn.h>
@@ -103,7 +105,10 @@ int main(int argc, char **argv)
     CALL(C_WrapKey, session, &key_wrap, kek, key, wrapped, &wrapped_length);
 
     ATTRIBUTE session_object[] = {{0x1, &no, 1}};
-    ULONG kek_copy, mac_copy;
+    ULONG kek_copy, mac_copy, other_kek;
+    ATTRIBUTE kek_like[] = {{0x0, &secret_key, 8}, {0x1, &no, 1}, {0x2, &yes, 1}, {0x103, &yes, 1},
+                            {0x100, &aes, 8}, {0x106, &yes, 1}, {0x107, &yes, 1}, {0x161, &bytes32, 8}};
+    CALL(C_GenerateKey, session, &aes_gen, kek_like, COUNT(kek_like), &other_kek);
     CALL(C_CopyObject, session, kek, session_object, 1UL, &kek_copy);
     CALL(C_CopyObject, session, mac_key, session_object, 1UL, &mac_copy);
 
@@ -114,7 +119,7 @@ int main(int argc, char **argv)
     BOUND(C_Sign);
     while (scanf("%15s %lf", mode, &seconds) == 2) {
         ULONG start = now(), deadline = start + (ULONG)(seconds * 1e9), done = 0;
-        int full = !strncmp(mode, "full", 4), copies = !!strchr(mode, '-');
+        int kek_mode = !strncmp(mode, "kek", 3), full = kek_mode || !strncmp(mode, "full", 4), copies = !!strchr(mode, '-');
         ULONG with_kek = copies ? kek_copy : kek, with_mac = copies ? mac_copy : mac_key;
         while (now() < deadline) {
             if (full) {
@@ -125,10 +130,18 @@ int main(int argc, char **argv)
             check(C_UnwrapKey(session, &key_wrap, with_kek, wrapped, wrapped_length, unwrapped, COUNT(unwrapped), &key),
                   "C_UnwrapKey");
             length = sizeof out;
-            check(C_WrapKey(session, &key_wrap, session_key, key, out, &length), "C_WrapKey");
+            check(C_WrapKey(session, &key_wrap, kek_mode ? other_kek : session_key, key, out, &length), "C_WrapKey");
             check(C_DestroyObject(session, key), "C_DestroyObject");
+            if (kek_mode) {
+                check(C_UnwrapKey(session, &key_wrap, other_kek, out, length, unwrapped, COUNT(unwrapped), &key),
+                      "C_UnwrapKey");
+                length = sizeof out;
+                check(C_WrapKey(session, &key_wrap, with_kek, key, out, &length), "C_WrapKey");
+                check(C_DestroyObject(session, key), "C_DestroyObject");
+                check(length != wrapped_length || memcmp(out, wrapped, length), "comparison");
+            }
             if (full) {
-                check(C_SignInit(session, &hmac, session_mac), "C_SignInit");
+                check(C_SignInit(session, &hmac, kek_mode ? with_mac : session_mac), "C_SignInit");
                 length = sizeof mac;
                 check(C_Sign(session, text, 160UL, mac, &length), "C_Sign");
             }

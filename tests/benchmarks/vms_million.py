@@ -30,7 +30,7 @@ from tests.benchmarks.releases import attested, singles_of
 from tests.support.service import Service, put_demo_policy, running_service
 
 BATCH = 10_000
-BYTES_MARK = 600  # a key
+BYTES_MARK = 500  # a key
 SAMPLE = 1_000  # VMs that are released after the restart
 LIMIT_SECONDS = 3.0
 SEED = 1  # the same names every time

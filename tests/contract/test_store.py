@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from keypeer.wire.tlog.merkle import EMPTY_ROOT, fold, leaf_hash, runs
 from kms import limits
-from kms.audit.entry import FIRST, link
 from kms.errors import BadRequest, Unavailable
-from kms.store.port import Change, Check, Commit, Committed, Conflict, Item, LogHead, Store
+from kms.store.port import (
+    COUNT_MAX,
+    Change,
+    Check,
+    Commit,
+    Committed,
+    Conflict,
+    Count,
+    Item,
+    LogHead,
+    Store,
+    pack_count,
+    read_count,
+)
 from tests.support.stores import BACKENDS, assert_log_holds, code_of, committed, put
 
 TELL_S = 5  # seconds; a change is told within 0.05 s on an idle machine
@@ -107,7 +119,7 @@ class TestCommit:
         assert refused == Conflict((b"b", b"a"))
         assert await store.get(b"a") == Item(b"a", b"1", version)
         assert await store.get(b"c") is None
-        assert await store.log_head() == LogHead(0, FIRST)
+        assert await store.log_head() == LogHead(0, EMPTY_ROOT)
 
     async def test_zero_checks_for_absence(self, store: Store) -> None:
         create = Commit(checks=[Check(b"a", 0)], puts=[(b"a", b"1")])
@@ -148,6 +160,57 @@ class TestCommit:
         assert committed(await store.commit(Commit())).version > first.version
 
 
+async def count_of(store: Store, key: bytes) -> int:
+    item = await store.get(key)
+    return read_count(item.value if item else None)
+
+
+class TestCounts:
+    @pytest.mark.parametrize(
+        ("moves", "outcome"),
+        [
+            ([Count(b"n", 3)], 3),
+            ([Count(b"n", 3), Count(b"n", 4)], 7),
+            ([Count(b"n", -3)], 0),
+            ([Count(b"n", 5), Count(b"n", -2)], 3),
+            ([Count(b"n", 10, most=10)], 10),
+            ([Count(b"n", COUNT_MAX), Count(b"n", -1)], COUNT_MAX - 1),
+        ],
+    )
+    async def test_a_counter_moves_with_its_commit(self, store: Store, moves: list[Count], outcome: int) -> None:
+        done = committed(await store.commit(Commit(puts=[(b"a", b"1")], entries=[b"e"], counts=moves)))
+        item = await store.get(b"n")
+        assert item == Item(b"n", pack_count(outcome), done.version)
+
+    async def test_over_the_bound_nothing_is_applied(self, store: Store) -> None:
+        await store.commit(Commit(counts=[Count(b"n", 7)]))
+        over = Commit(puts=[(b"a", b"1")], entries=[b"e"], counts=[Count(b"m", 1), Count(b"n", 4, most=10)])
+        assert await store.commit(over) == Conflict((b"n",))
+        assert await store.get_many([b"a", b"m"]) == [None, None]
+        assert (await count_of(store, b"n"), (await store.log_head()).size) == (7, 0)
+
+    async def test_a_bound_that_is_passed_already_stops_nobody_from_going_down(self, store: Store) -> None:
+        await store.commit(Commit(counts=[Count(b"n", 7)]))
+        committed(await store.commit(Commit(counts=[Count(b"n", -1, most=3)])))
+        assert await count_of(store, b"n") == 6
+
+    async def test_what_many_add_at_once_is_never_lost_and_no_bound_is_passed(self, store: Store) -> None:
+        outcomes = await asyncio.gather(*(store.commit(Commit(counts=[Count(b"n", 1, most=30)])) for _ in range(50)))
+        assert sum(isinstance(outcome, Committed) for outcome in outcomes) == 30
+        assert await count_of(store, b"n") == 30
+
+    @pytest.mark.parametrize("value", [b"", b"\x05", b"\xff" * 8, b"\xff" * 100])
+    async def test_a_value_that_is_no_counter_s_is_moved_all_the_same(self, store: Store, value: bytes) -> None:
+        await put(store, (b"n", value))
+        committed(await store.commit(Commit(counts=[Count(b"n", 1)])))
+        assert await count_of(store, b"n") == min(read_count(value) + 1, COUNT_MAX)
+
+    async def test_a_watch_hears_of_it(self, store: Store) -> None:
+        watch = store.watch(b"n")
+        version = committed(await store.commit(Commit(counts=[Count(b"n", 1)]))).version
+        assert await told(watch, 1) == [Change(b"n", version, deleted=False)]
+
+
 class TestOperationIds:
     async def test_a_repeat_answers_the_first_outcome_and_applies_nothing(self, store: Store) -> None:
         change = Commit(checks=[Check(b"a", 0)], puts=[(b"a", b"1")], entries=[b"entry"], op_id=b"op-1")
@@ -179,18 +242,59 @@ class TestOperationIds:
 
 class TestLog:
     async def test_an_empty_log(self, store: Store) -> None:
-        assert await store.log_head() == LogHead(0, bytes(32))
+        assert await store.log_head() == LogHead(0, EMPTY_ROOT)
         assert await store.log_read(0, 10) == []
 
-    async def test_entries_are_numbered_densely_and_linked(self, store: Store) -> None:
+    async def test_entries_are_numbered_densely_and_hashed_to_one_root(self, store: Store) -> None:
         assert committed(await store.commit(Commit(entries=[b"a", b"", b"a"]))).log_size == 3
         assert committed(await store.commit(Commit(entries=[b"b"]))).log_size == 4
-        expected, previous = [], FIRST
-        for number, entry in enumerate([b"a", b"", b"a", b"b"]):
-            previous = link(previous, number, entry)
-            expected.append((number, entry, previous))
+        expected = [(number, entry, leaf_hash(entry)) for number, entry in enumerate([b"a", b"", b"a", b"b"])]
         assert await store.log_read(0, 10) == expected
-        assert await store.log_head() == LogHead(4, previous)
+        assert await store.log_head() == LogHead(4, fold([[leaf for _, _, leaf in expected]]))
+
+    async def test_the_root_of_every_earlier_size_out_of_tile_hashes(self, store: Store) -> None:
+        leaves: list[bytes] = []
+        heads = {0: EMPTY_ROOT}
+        for size in (1, 2, 200, 53, 1, 255, 1, 3):  # across two full tiles, by one commit and by several
+            entries = [b"%d" % (len(leaves) + number) for number in range(size)]
+            await store.commit(Commit(entries=entries))
+            leaves += map(leaf_hash, entries)
+            heads[len(leaves)] = (await store.log_head()).root
+        assert len(leaves) == 516
+        for size, root in heads.items():
+            assert root == fold([leaves[:size]])
+        for size in (*range(0, 516, 37), 255, 256, 257, 511, 512, 513, 516):
+            found = [await store.log_hashes(*run) for run in runs(0, size)]
+            assert fold(found) == fold([leaves[:size]]), size
+
+    @pytest.mark.parametrize(
+        ("level", "start", "count", "expected"),
+        [
+            (0, 0, 3, [0, 1, 2]),
+            (0, 510, 10, [510, 511, 512]),
+            (0, 513, 1, []),
+            (0, -5, 1, [0]),
+            (0, 3, -1, []),
+            (0, 2**64, 1, []),
+            (1, 0, 10, [(0, 256), (256, 512)]),
+            (1, 1, 1, [(256, 512)]),
+            (1, 2, 1, []),
+            (2, 0, 1, []),
+            (7, 0, 1, []),
+            (63, 0, 1, []),
+        ],
+    )
+    async def test_tile_hashes(
+        self, store: Store, level: int, start: int, count: int, expected: list[int | tuple[int, int]]
+    ) -> None:
+        leaves = [leaf_hash(b"%d" % number) for number in range(513)]
+        await store.commit(Commit(entries=[b"%d" % number for number in range(513)]))
+        wanted = [leaves[at] if isinstance(at, int) else fold([leaves[slice(*at)]]) for at in expected]
+        assert await store.log_hashes(level, start, count) == wanted
+
+    async def test_a_run_of_hashes_is_cut_at_the_bound(self, store: Store) -> None:
+        await store.commit(Commit(entries=[b"e"] * (limits.SCAN_MAX + 1)))
+        assert len(await store.log_hashes(0, 0, 10**9)) == limits.SCAN_MAX
 
     @pytest.mark.parametrize(
         ("after", "limit", "expected"),
@@ -214,13 +318,8 @@ class TestLog:
         await store.commit(Commit(entries=[b"e"] * (limits.SCAN_MAX + 1)))
         assert len(await store.log_read(0, 10**9)) == limits.SCAN_MAX
 
-    async def test_the_entry_of_ten_thousand_vms(self, store: Store) -> None:
-        names = [
-            f"vm-{number:05}/7f3c9a52-0d1e-4b68-9f27-51ac0e8d{number:05}/generation-{number}"
-            for number in range(10_000)
-        ]
-        entry = json.dumps({"action": "key.release", "facts": {"vms": names}}).encode()
-        assert 600_000 < len(entry) < limits.STORE_VALUE_BYTES_MAX
+    async def test_the_largest_entry_that_a_bundle_takes(self, store: Store) -> None:
+        entry = bytes(range(256)) * (limits.LOG_ENTRY_BYTES_MAX // 256) + bytes(limits.LOG_ENTRY_BYTES_MAX % 256)
         await store.commit(Commit(entries=[b"small", entry, b"small"]))
         assert [found.entry for found in await assert_log_holds(store)] == [b"small", entry, b"small"]
 
@@ -298,11 +397,11 @@ TOO_LARGE = {
     "long checked key": Commit(checks=[Check(b"k" * (limits.STORE_KEY_BYTES_MAX + 1), 0)]),
     "empty checked key": Commit(checks=[Check(b"", 0)]),
     "long value": Commit(puts=[(b"k", bytes(limits.STORE_VALUE_BYTES_MAX + 1))]),
-    "long entry": Commit(entries=[bytes(limits.STORE_VALUE_BYTES_MAX + 1)]),
+    "long entry": Commit(entries=[bytes(limits.LOG_ENTRY_BYTES_MAX + 1)]),
     "long op id": Commit(op_id=bytes(limits.OP_ID_BYTES_MAX + 1)),
     "empty op id": Commit(op_id=b""),
     "many writes": Commit(entries=[b""] * (limits.COMMIT_WRITES_MAX + 1)),
-    "many bytes": Commit(entries=[bytes(limits.STORE_VALUE_BYTES_MAX)] * 17),
+    "many bytes": Commit(puts=[(b"k", bytes(limits.STORE_VALUE_BYTES_MAX))] * 17),
 }
 
 
@@ -312,7 +411,7 @@ class TestErrorsAndEnds:
         with pytest.raises(BadRequest) as caught:
             await store.commit(TOO_LARGE[case])
         assert caught.value.code == "store.too_large"
-        assert await store.log_head() == LogHead(0, FIRST)
+        assert await store.log_head() == LogHead(0, EMPTY_ROOT)
         assert await store.scan(b"") == []
 
     async def test_cancelling_does_not_recall_a_commit(self, store: Store) -> None:

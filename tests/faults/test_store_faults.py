@@ -248,6 +248,24 @@ async def test_a_full_map_refuses_whole_commits_and_takes_deletions(tmp_path: Pa
         await assert_log_holds(store)
 
 
+async def test_a_full_map_logs_refusals_for_a_while_and_still_takes_deletions(tmp_path: Path) -> None:
+    async with lmdb_store(tmp_path, map_size=4 * 2**20) as store:
+        count = await fill(store, 3000)
+        large = Commit(entries=[bytes(limits.LMDB_REFUSAL_BYTES_MAX + 1)])
+        assert await code_of(store, large) == "store.full"
+        refused = 0
+        while not await code_of(store, Commit(entries=[b"refused" * 100])):
+            refused += 1
+        assert refused > 100
+        assert len(await assert_log_holds(store)) == count + refused
+        # Their part of the reserve is used up; what deletions need isn't.
+        assert await code_of(store, record(count, 3000)) == "store.full"
+        await delete(store, range(count // 2))
+        committed(await store.commit(record(count, 3000)))
+        committed(await store.commit(large))
+        await assert_log_holds(store)
+
+
 async def test_a_full_map_shows_in_every_process(tmp_path: Path) -> None:
     async with lmdb_store(tmp_path, map_size=2 * 2**20) as store:
         with worker("obey", tmp_path / "store", MAP_BYTES=str(2 * 2**20)) as other:

@@ -35,3 +35,10 @@ def client(worker: hsm.RunningWorker) -> Iterator[hsm.Client]:
 def host() -> hsm.Host:
     """One host; RSA key generation is slow."""
     return hsm.Host("fra-1")
+
+
+@pytest.fixture
+def own_client(token: hsm.SoftToken, tmp_path: Path) -> Iterator[hsm.Client]:
+    """A worker of the test's own, on a token whose keys it may change."""
+    with hsm.running_worker(token, tmp_path / "worker") as running, hsm.Client(running.socket) as connected:
+        yield connected

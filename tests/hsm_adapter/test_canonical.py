@@ -31,6 +31,10 @@ TABLE = {
         canonical.grant_bytes(b"s" * 16, "fra-1", b"\x00\x0b", "sha1", b"\x02", b"\x03\x04"),
         '"keypeer/grant/v1" 0010 "ssssssssssssssss" 0005 "fra-1" 0002 000b 0004 "sha1" 0001 02 0002 0304',
     ),
+    "session key": (
+        canonical.session_key_bytes(2, b"\x01\x02", b"\x03"),
+        '"keypeer/session-key/v1" 00000002 0002 0102 0001 03',
+    ),
     "mac": (canonical.mac_bytes(b"\x00\xff"), '"keypeer/mac/v1" 00ff'),
     "release": (
         canonical.release_bytes("vm-1", 7, 2, "fra-1", b"s" * 16, 2_000_000_000, 300, b"\x09"),

@@ -145,7 +145,7 @@ def test_ping_and_describe(client: hsm.Client, worker: hsm.RunningWorker) -> Non
     assert (description.module, description.token_label) == (hsm.MODULE, hsm.LABEL)
     assert (description.oaep_hash, description.key_wrap) == ("sha1", "AES_KEY_WRAP_PAD"), "SoftHSM 2.6"
     assert (description.kek_versions, description.mac_key_versions) == ((1,), (1,))
-    assert set(description.public_keys) == {"ca", "geo", "audit", "appraisal", "session"}
+    assert set(description.public_keys) == {"ca", "geo", "audit", "appraisal", "session", "import"}
 
 
 def test_one_bad_operation_never_fails_its_neighbours(client: hsm.Client, host: hsm.Host) -> None:

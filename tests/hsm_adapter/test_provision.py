@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import signal
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
-from hsm_adapter.protocol import Ping
+from hsm_adapter.protocol import Ping, SelfTest, SelfTestResult
 from tests.support import hsm
 
 ALL_KEYS = [
+    "keypeer/session",
     "keypeer/kek/1",
     "keypeer/record-mac/1",
     "keypeer/ca",
     "keypeer/geo",
     "keypeer/audit",
     "keypeer/appraisal",
-    "keypeer/session",
+    "keypeer/import",
 ]
 SCRIPT = Path(__file__).parents[2] / "softhsm" / "init-token.sh"
 
@@ -64,6 +66,29 @@ def test_provisioning_twice_makes_everything_once(tmp_path: Path) -> None:
     assert keys_of(token) == before
 
 
+def test_provisioning_killed_on_the_way_goes_on(tmp_path: Path) -> None:
+    """From before its first PIN to its last key; each run dies a few calls into what the one before left to do."""
+    token = hsm.blank_token(tmp_path / "t")
+    code = f"""
+import sys
+{hsm.DIE_BEFORE}
+from hsm_adapter import provision
+die_before(cryptoki.Module({hsm.MODULE!r}), int(sys.argv.pop(1)))
+sys.exit(provision.main())
+"""
+    died = 0
+    for number in (1, 2, 3, 5, 7, 4, 6, 8, 10**6):
+        done = token.run(
+            sys.executable, "-c", code, str(number), *command(token)[3:], "--so-pin", f"file:{token.home / 'so-pin'}"
+        )
+        died += done.returncode == -signal.SIGKILL
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    assert died >= 6
+    assert sorted(keys_of(token)) == sorted(ALL_KEYS)
+    with hsm.running_worker(token, tmp_path / "w") as worker:
+        assert worker.client().one(SelfTest(), SelfTestResult).passed
+
+
 def test_only_what_is_missing_is_made(token: hsm.SoftToken) -> None:
     token.python(
         f"""
@@ -86,6 +111,7 @@ def test_no_key_can_leave_and_each_has_one_use(token: hsm.SoftToken) -> None:
         "keypeer/geo": sorted([*stays, "SIGN"]),
         "keypeer/audit": sorted([*stays, "SIGN"]),
         "keypeer/appraisal": sorted([*stays, "SIGN"]),
+        "keypeer/import": sorted([*stays, "UNWRAP"]),
     }
 
 

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from openapi_spec_validator import validate
 
+from keypeer.wire.tlog.note import ED25519, VerifierKey
 from kms.web.server import ROUTES
 from tests.support.service import Service, initialised_service
+
+LOG_KEY = VerifierKey("w.test/w", ED25519, bytes(32))  # signs logs, cosigns none
 
 
 def test_init_again_changes_nothing(service: Service) -> None:
@@ -78,6 +81,10 @@ def test_doctor_names_what_is_wrong_and_the_remedy(
         ('url = "lmdb:store"', 'url = "sqlite:x"', "store.url"),
         ("binding_pcrs = [0,", "binding_pcrs = [20, 0,", "binding_pcrs"),
         ("[hsm]", "[hsm", "keypeer.toml"),
+        ("[hsm]", '[audit]\norigin = "two words"\n[hsm]', "audit.origin"),
+        ("[hsm]", "[audit]\nwitnesses_required = 1\n[hsm]", "audit.witnesses_required"),
+        ("[hsm]", '[[audit.witness]]\nurl = "https://w.test"\nkey = "w+1+A"\n[hsm]', "audit.witness"),
+        ("[hsm]", f'[[audit.witness]]\nurl = "https://w.test"\nkey = "{LOG_KEY}"\n[hsm]', "a key that cosigns"),
     ],
 )
 def test_settings_that_will_not_do_are_refused_by_name(tmp_path: Path, old: str, new: str, words: str) -> None:
@@ -95,7 +102,7 @@ def test_health_is_open_to_all_and_metrics_to_staff(service: Service) -> None:
     assert anyone.get("/healthz").body["ok"] is True
     ready = anyone.get("/readyz").body
     assert ready["ready"] is True
-    assert [check["id"] for check in ready["checks"]] == ["hsm", "store", "clock"]
+    assert [check["id"] for check in ready["checks"]] == ["hsm", "store", "rollback", "clock", "log"]
     assert anyone.get("/metrics").code == "auth.certificate_required"
     metrics = service.caller("auditor").get("/metrics").body.decode()
     assert 'keypeer_http_answers_total{method="GET",route="/readyz",status="200"}' in metrics

@@ -135,7 +135,7 @@ def test_the_readmes_python(demo: Demo) -> None:
     block = block.replace("/var/lib/keypeer", str(demo.home / "agents" / "fra-1"))
     done = demo.shell(f". .venv/bin/activate && python - <<'END'\n{block}\nEND")
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"web-1 1 [0-9a-f]{8}\n", done.stdout)
+    assert re.fullmatch(r"web-1 2 [0-9a-f]{8}\n", done.stdout)
 
 
 def test_the_readmes_policy(demo: Demo) -> None:

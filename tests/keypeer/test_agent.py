@@ -146,6 +146,21 @@ async def test_the_session_is_extended_without_asking_the_tpm(agent: HostAgent) 
     assert second.session.encapsulated_key == first.session.encapsulated_key
 
 
+async def test_the_version_before_is_read_by_its_holder(service: Service, agent: HostAgent, vm: str) -> None:
+    await agent.write_geo_tag()
+    with await agent.release(vm) as key:
+        first = bytes(key.view())
+    assert service.caller("officer").post(f"/v1/vms/{vm}/rotate", {}).status == 200
+    with await agent.release(vm, 1) as old:
+        assert (old.version, bytes(old.view())) == (1, first)
+    with await agent.release(vm) as new:
+        assert new.version == 2
+        assert bytes(new.view()) != first
+    with pytest.raises(ProblemError) as caught:
+        await agent.release(vm, 1)
+    assert [reason.id for reason in caught.value.reasons] == ["key.version_lease"]
+
+
 async def test_many_are_released_each_on_its_own(service: Service, agent: HostAgent) -> None:
     vms = [f"many-{next(_numbers)}" for _ in range(20)]
     for name in vms:

@@ -13,20 +13,21 @@ from typing import Any
 import msgspec
 import pytest
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keypeer import collect
-from keypeer.errors import AnswerError, TpmError
+from keypeer.errors import AnswerError, ReleaseForged, TpmError
 from keypeer.state import AgentState
 from keypeer.tpm import Tpm, pcr_extend, pcr_policy, pcr_read, read_nv
-from keypeer.wire.canonical import geo_tag_digest, qualifying_data
+from keypeer.wire.canonical import geo_tag_digest, qualifying_data, session_key_preimage
 from keypeer.wire.encoding import b64decode, b64encode
 from keypeer.wire.geo import GeoTagStatement, encode_statement
-from keypeer.wire.messages import Challenge, SessionGrant, SignedGeoTag
+from keypeer.wire.messages import Challenge, SessionGrant, SessionKeyLink, SignedGeoTag
 from keypeer.wire.profile import BOOT_PCRS, GEO_NV_INDEX
 from kms.tpm.attest import parse_quote
 from kms.tpm.public import parse_public_2b
-from tests.support.grants import SESSION_KEY_DER, signed
+from tests.support.grants import HSM_KEY, SESSION_KEY_DER, signed
 from tests.support.swtpm import SwTpm
 
 CERTIFICATE = b"the client certificate's DER"
@@ -198,6 +199,24 @@ def test_a_session_key_opens(tpm: Tpm, state: AgentState) -> None:
     grant = granted(answered(tpm, state))
     with collect.open_session(tpm, state, CHALLENGE, grant) as key:
         assert bytes(key.view()) == b"\x05" * 32
+
+
+def test_after_a_rotation_the_host_pins_the_key_that_the_pinned_one_named(tpm: Tpm, state: AgentState) -> None:
+    grant = granted(answered(tpm, state))
+    newest = ec.generate_private_key(ec.SECP256R1())
+    spki = newest.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    endorsement = HSM_KEY.sign(session_key_preimage(2, SESSION_KEY_DER, spki), ec.ECDSA(hashes.SHA256()))
+    link = SessionKeyLink(version=2, public_key=b64encode(spki), endorsement=b64encode(endorsement))
+    by_none = signed(
+        msgspec.structs.replace(grant, key_links=(link,)), "fra-1", ec.generate_private_key(ec.SECP256R1())
+    )
+    with pytest.raises(ReleaseForged):
+        collect.open_session(tpm, state, CHALLENGE, by_none)
+    assert state.session_key() == SESSION_KEY_DER
+    by_newest = signed(msgspec.structs.replace(grant, key_links=(link,)), "fra-1", newest)
+    with collect.open_session(tpm, state, CHALLENGE, by_newest) as key:
+        assert bytes(key.view()) == b"\x05" * 32
+    assert state.session_key() == spki
 
 
 def test_a_session_key_stays_shut_once_a_boot_pcr_moved(tpm: Tpm, state: AgentState) -> None:

@@ -6,18 +6,22 @@ import hmac
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.keywrap import aes_key_wrap_with_padding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keypeer.errors import AnswerError, ReleaseForged, StateError
 from keypeer.locked import LockedBytes
-from keypeer.session import Session, check_grant
-from keypeer.wire.canonical import release_mac_input
+from keypeer.session import Session, check_grant, follow
+from keypeer.wire.canonical import release_mac_input, session_key_preimage
 from keypeer.wire.encoding import b64encode
-from keypeer.wire.messages import Release, SessionGrant
+from keypeer.wire.messages import Release, SessionGrant, SessionKeyLink
 from tests.support.grants import SESSION_KEY_DER, signed
 
 SESSION_KEY, MAC_KEY, ID = b"\x5e" * 32, b"\x3a" * 32, b"\x1d" * 16
@@ -116,6 +120,15 @@ def test_a_good_release_opens(size: int) -> None:
         assert bytes(key.view()) == KEY[:size]
         assert (key.vm, key.version, key.generation) == ("web-1", 1, 1)
         assert (key.lease_expires_at, key.grace) == (NOW + 600, 300)
+
+
+@pytest.mark.parametrize("asked", [1, 3])
+def test_another_version_than_asked_for_is_refused(asked: int) -> None:
+    with opened() as session, session.open(Hsm(version=2).release(), "web-1", 2) as key:
+        assert key.version == 2
+    with opened() as session, pytest.raises(ReleaseForged) as caught:
+        session.open(Hsm(version=2).release(), "web-1", asked)
+    assert caught.value.code == "release.version"
 
 
 MADE_FOR_OTHERS = {
@@ -230,3 +243,57 @@ def test_it_knows_its_own_grant() -> None:
         assert session.opens(grant(expires_at=NOW + 900))
         assert not session.opens(grant(session=b64encode(bytes(16))))
         assert not session.opens(grant(encapsulated_key=b64encode(bytes(256))))
+
+
+def linked(*keys: ec.EllipticCurvePrivateKey) -> tuple[SessionKeyLink, ...]:
+    """What leads from the first of ``keys`` to the last."""
+    found = []
+    for version, (before, after) in enumerate(pairwise(keys), 2):
+        message = session_key_preimage(version, der(before), der(after))
+        endorsement = before.sign(message, ec.ECDSA(hashes.SHA256()))
+        found.append(
+            SessionKeyLink(version=version, public_key=b64encode(der(after)), endorsement=b64encode(endorsement))
+        )
+    return tuple(found)
+
+
+def der(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+class TestFollowing:
+    KEYS = tuple(ec.generate_private_key(ec.SECP256R1()) for _ in range(4))
+
+    def follow(self, pinned: int, links: tuple[SessionKeyLink, ...]) -> bytes:
+        return follow(der(self.KEYS[pinned]), msgspec.structs.replace(grant(), key_links=links))
+
+    @pytest.mark.parametrize("pinned", range(4))
+    def test_from_any_key_of_the_chain_to_the_newest(self, pinned: int) -> None:
+        assert self.follow(pinned, linked(*self.KEYS)) == der(self.KEYS[3])
+
+    def test_without_links_the_pinned_key_stays(self) -> None:
+        assert self.follow(0, ()) == der(self.KEYS[0])
+
+    def test_a_gap_leads_no_further(self) -> None:
+        first, _, third = linked(*self.KEYS)
+        assert self.follow(0, (first, third)) == der(self.KEYS[1])
+
+    def test_another_chain_leads_nowhere(self) -> None:
+        assert self.follow(0, linked(*self.KEYS[1:])) == der(self.KEYS[0])
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"version": 9}, {"version": -1}, {"endorsement": b64encode(b"x")}, {"public_key": b64encode(b"no key")}],
+    )
+    def test_a_changed_link_leads_nowhere(self, change: dict[str, Any]) -> None:
+        (link,) = linked(*self.KEYS[:2])
+        assert self.follow(0, (msgspec.structs.replace(link, **change),)) == der(self.KEYS[0])
+
+    def test_a_chain_that_turns_back_ends_where_it_says(self) -> None:
+        back = linked(self.KEYS[0], self.KEYS[1], self.KEYS[0])
+        assert self.follow(0, back) == der(self.KEYS[0])
+
+    def test_a_link_that_isn_t_base64_is_no_answer_of_the_service(self) -> None:
+        (link,) = linked(*self.KEYS[:2])
+        with pytest.raises(AnswerError):
+            self.follow(0, (msgspec.structs.replace(link, endorsement="%"),))

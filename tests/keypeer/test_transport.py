@@ -159,18 +159,21 @@ async def test_it_gives_up_with_the_problem(ca: TestCa) -> None:
 
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize(
-    ("headers", "asked_times"),
+    ("status", "headers", "asked_times"),
     [
-        ({}, 1),
-        ({"Retry-After": "0"}, 4),
-        ({"Retry-After": "9999"}, 1),
-        ({"Retry-After": "Fri, 01 Jan 2100 00:00:00 GMT"}, 1),
+        (503, {}, 1),
+        (503, {"Retry-After": "0"}, 4),
+        (503, {"Retry-After": "9999"}, 1),
+        (503, {"Retry-After": "Fri, 01 Jan 2100 00:00:00 GMT"}, 1),
+        (429, {}, 1),
+        (429, {"Retry-After": "0"}, 4),
+        (429, {"Retry-After": "9999"}, 1),
     ],
 )
 async def test_a_call_that_changes_something_is_repeated_on_the_services_word_only(
-    ca: TestCa, headers: dict[str, str], asked_times: int
+    ca: TestCa, status: int, headers: dict[str, str], asked_times: int
 ) -> None:
-    handle, asked = answering(problem(503, **headers))
+    handle, asked = answering(problem(status, **headers))
     async with https_server(ca, handle) as url, AsyncClient(url, ca=ca.file) as client:
         with pytest.raises(ProblemError):
             await client.create_vm(m.CreateVm(vm="web-1", policy="eu"))

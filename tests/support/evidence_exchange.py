@@ -80,7 +80,7 @@ class Exchange:
             quote_pcrs=frozenset(QUOTE_PCRS),
             binding_pcrs=self.host.binding_pcrs,
             baselines=(baseline("good", {pcr: (good[pcr],) for pcr in (0, 4, 7)}, self.host.bank.name),),
-            geo_public_key=self.issuer.public,
+            geo_public_keys=(self.issuer.public,),
             current_tag="tag-1",
             known_binding=None,
             previous=None,

@@ -38,6 +38,36 @@ T = TypeVar("T")
 START_S = 20.0  # seconds a worker has to listen; opening takes 0.3 s, a busy machine longer
 
 
+# Code for a process that dies at a chosen place: the module's functions are replaced by ones that count, in the list
+# which python-pkcs11 and cryptoki share.
+DIE_BEFORE = """
+import os, signal
+from hsm_adapter import cryptoki
+
+ARGUMENTS = {"CreateObject": 4, "CopyObject": 5, "DestroyObject": 2, "SetAttributeValue": 4, "GenerateKey": 5,
+             "GenerateKeyPair": 8, "UnwrapKey": 8, "InitPIN": 3}
+kept, calls = [], 0
+
+def die_before(module, number):
+    # SIGKILL instead of the call of that number, from now on, among those that change objects.
+    functions = module._list.function
+    def counting(name):
+        kind = "unsigned long(*)(" + ", ".join(["unsigned long"] * ARGUMENTS[name]) + ")"
+        index = cryptoki._FUNCTIONS.index(name)
+        true = cryptoki._ffi.cast(kind, functions[index])
+        def call(*arguments):
+            global calls
+            calls += 1
+            if calls == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return true(*arguments)
+        kept.append(cryptoki._ffi.callback(kind, call))
+        functions[index] = cryptoki._ffi.cast("void *", kept[-1])
+    for name in ARGUMENTS:
+        counting(name)
+"""
+
+
 @dataclass(frozen=True)
 class SoftToken:
     """A token of its own below ``home``: configuration, token files, PIN files."""

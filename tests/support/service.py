@@ -38,6 +38,7 @@ class Reply:
     status: int
     body: Any
     type: str
+    headers: dict[str, str] = field(default_factory=dict)
 
     @property
     def code(self) -> str:
@@ -80,12 +81,17 @@ class Caller:
                 data, kind = answer.read(), answer.headers.get_content_type()
                 if answer.will_close:
                     self.close()
-                return Reply(answer.status, msgspec.json.decode(data) if kind.endswith("json") and data else data, kind)
+                body = msgspec.json.decode(data) if kind.endswith("json") and data else data
+                return Reply(answer.status, body, kind, dict(answer.headers))
             except (http.client.HTTPException, ConnectionError, ssl.SSLEOFError):
                 self.close()
                 if attempt == 2:
                     raise
         raise AssertionError("unreachable")
+
+    def head(self, path: str) -> dict[str, str]:
+        """The headers of a GET."""
+        return self.raw("GET", path).headers
 
     def get(self, path: str) -> Reply:
         return self.raw("GET", path)
@@ -139,19 +145,19 @@ class Service:
         assert not check or done.returncode == 0, f"keypeer {' '.join(arguments)}: {done.stdout}{done.stderr}"
         return done
 
-    def start(self) -> None:
-        """Starts `keypeer serve` and waits until it is ready."""
+    def start(self, *, ready: bool = True) -> None:
+        """Starts `keypeer serve` and waits until it is ready, or answers at least."""
         environment = {**os.environ, "KEYPEER_HOME": str(self.folder)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen([str(KEYPEER), "serve"], env=environment, stderr=log, stdout=log)
-        self.wait_ready()
+        self.wait_ready(statuses=(200,) if ready else (200, 503))
 
-    def wait_ready(self, seconds: float = READY_S) -> None:
-        """Returns when /readyz says yes."""
+    def wait_ready(self, seconds: float = READY_S, statuses: tuple[int, ...] = (200,)) -> None:
+        """Returns when /readyz says yes, or what else is waited for."""
         anyone, deadline = Caller(self.port, self.ca), time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
-                if anyone.get("/readyz").status == 200:
+                if anyone.get("/readyz").status in statuses:
                     return
             except (OSError, http.client.HTTPException):
                 anyone.close()
@@ -169,10 +175,10 @@ class Service:
             caller.close()
 
     def workers(self, kind: str) -> list[psutil.Process]:
-        """The running "web" or "hsm" workers."""
+        """The running "web", "hsm" or "background" processes."""
         assert self.process is not None
-        sign = {"web": "worker", "hsm": "hsm_adapter"}[kind]
-        return [child for child in psutil.Process(self.process.pid).children() if sign in child.cmdline()]
+        sign = {"web": "worker", "hsm": "hsm_adapter", "background": "background"}[kind]
+        return [child for child in psutil.Process(self.process.pid).children() if sign in _command(child)]
 
     def caller(self, role: str) -> Caller:
         """The first officer, operator or auditor; or "anyone", without a certificate."""
@@ -190,6 +196,14 @@ class Service:
             entries += page
             if len(page) < 1000:
                 return entries
+
+
+def _command(process: psutil.Process) -> list[str]:
+    """Its command line; none of one that has just died."""
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
 
 
 @contextmanager

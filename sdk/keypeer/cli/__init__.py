@@ -16,13 +16,24 @@ from keypeer.cli.exits import EPILOG
 # Command → (module, its click object).
 _NOUNS = {
     "agent": "keypeer.cli.agent",
+    "approvals": "keypeer.cli.approvals",
+    "auditor": "keypeer.cli.staff",
+    "identity": "keypeer.cli.identity",
+    "officer": "keypeer.cli.staff",
+    "proposal": "keypeer.cli.proposal",
     "audit": "keypeer.cli.audit",
     "baseline": "keypeer.cli.baseline",
     "completion": "keypeer.cli.completion",
     "geo-tag": "keypeer.cli.geo_tag",
     "host": "keypeer.cli.host",
+    "operator": "keypeer.cli.tenant",
+    "kek": "keypeer.cli.kek",
+    "keys": "keypeer.cli.keys",
     "policy": "keypeer.cli.policy",
+    "rollback": "keypeer.cli.rollback",
     "runtime": "keypeer.cli.runtime",
+    "signing-key": "keypeer.cli.signing_key",
+    "tenant": "keypeer.cli.tenant",
     "vm": "keypeer.cli.vm",
 }
 _GROUP = "keypeer.commands"

@@ -178,6 +178,12 @@ def _tell_attested(result: AttestResult, as_json: bool) -> None:
     default=None,
     help="First measure that the VM starts with this configuration: its inactive libvirt XML, or JSON.",
 )
+@click.option(
+    "--key-version",
+    type=click.IntRange(min=1),
+    default=None,
+    help="A version before the current one, which this host's lease names; for what it encrypted.",
+)
 @_folder_option
 @_host_option
 @home_option
@@ -186,6 +192,7 @@ def fetch(
     vm: str,
     out: Path | None,
     config: Path | None,
+    key_version: int | None,
     folder: Path | None,
     host: str | None,
     home: Path | None,
@@ -198,7 +205,7 @@ def fetch(
         if config is not None:
             await opened.launch(vm, _read(config))
         appraisal = (await opened.attest()).appraisal
-        with await opened.release(vm) as key:
+        with await opened.release(vm, key_version) as key:
             _try(key)
             if file is not None:
                 file.write(key.view())

@@ -25,15 +25,16 @@ from keypeer.errors import (
 from keypeer.wire.encoding import WireError
 
 if TYPE_CHECKING:
-    from keypeer.client import AsyncClient
+    from keypeer.cli.proposing import ProposingClient
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+PROPOSED = "approval.proposed"  # keypeer.cli.proposing.Proposed, which is loaded only where it is raised
 _HOME_HELP = "keypeer's folder: $KEYPEER_HOME, else .keypeer here, else ~/.config/keypeer."
 home_option = click.option("--home", type=click.Path(file_okay=False, path_type=Path), default=None, help=_HOME_HELP)
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
-_as_option = click.option(
+as_option = click.option(
     "--as", "identity", envvar="KEYPEER_AS", default=None, help="Identity to call as: a folder in HOME/identities."
 )
 
@@ -48,9 +49,9 @@ def home_folder(home: Path | None) -> Path:
     return here if here.is_dir() else Path.home() / ".config" / "keypeer"
 
 
-def client_of(home: Path | None, identity: str) -> AsyncClient:
+def client_of(home: Path | None, identity: str) -> ProposingClient:
     """A client that calls as ``identity``. Raises StateError when there is no such identity."""
-    from keypeer.client import AsyncClient
+    from keypeer.cli.proposing import ProposingClient
 
     place = home_folder(home) / "identities" / identity
     server = place / "server"
@@ -60,18 +61,18 @@ def client_of(home: Path | None, identity: str) -> AsyncClient:
             f"there is no identity {identity!r}: {place} doesn't hold one",
             "put cert.pem, key.pem, ca.pem and server (the service's URL) there, or choose another with --as",
         )
-    return AsyncClient(
-        server.read_text().strip(), ca=place / "ca.pem", certificate=place / "cert.pem", key=place / "key.pem"
-    )
+    return ProposingClient(server.read_text().strip(), place)
 
 
-def command(role: str) -> Callable[[Callable[Concatenate[AsyncClient, P], Awaitable[int | None]]], Callable[..., None]]:
+def command(
+    role: str,
+) -> Callable[[Callable[Concatenate[ProposingClient, P], Awaitable[int | None]]], Callable[..., None]]:
     """Makes a coroutine over a client a click callback with --home, --as and --json. It calls as the identity named
     like ``role`` unless told otherwise; what it returns is the exit code."""
 
-    def decorate(work: Callable[Concatenate[AsyncClient, P], Awaitable[int | None]]) -> Callable[..., None]:
+    def decorate(work: Callable[Concatenate[ProposingClient, P], Awaitable[int | None]]) -> Callable[..., None]:
         @home_option
-        @_as_option
+        @as_option
         @json_option
         @functools.wraps(work)
         def run(home: Path | None, identity: str | None, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -112,7 +113,8 @@ def fail(error: KeypeerClientError | WireError, *, as_json: bool) -> NoReturn:
     if as_json:
         output.as_json(found)
     else:
-        output.say(f"{click.style('error', fg='red')}: {found['code']}: {found['detail']}")
+        told = click.style("proposed", fg="yellow") if found["code"] == PROPOSED else click.style("error", fg="red")
+        output.say(f"{told}: {found['code']}: {found['detail']}")
         if found["hint"]:
             output.say(f"hint: {found['hint']}")
         if isinstance(error, ProblemError):
@@ -124,6 +126,8 @@ def _document(error: KeypeerClientError | WireError) -> dict[str, Any]:
     if isinstance(error, WireError):
         return {"code": "input.invalid", "detail": str(error), "hint": ""}
     found: dict[str, Any] = {"code": error.code, "detail": error.detail, "hint": error.hint}
+    if error.code == PROPOSED:
+        found["proposal"] = getattr(error, "view", None)
     if isinstance(error, ProblemError):
         found |= {"status": error.status, "reasons": error.reasons}
     return found
@@ -133,6 +137,8 @@ def exit_code(error: KeypeerClientError | WireError) -> int:
     """The exit code that tells ``error``."""
     if isinstance(error, ProblemError):
         return of_status(error.status)
+    if isinstance(error, KeypeerClientError) and error.code == PROPOSED:
+        return Exit.PROPOSED
     if isinstance(error, TpmError):
         return Exit.REFUSED if error.code == "tpm.policy" else Exit.UNAVAILABLE
     if isinstance(error, ServiceUnavailable):

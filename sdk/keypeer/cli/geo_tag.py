@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING, get_args
 
 import click
 
 from keypeer.cli import output
 from keypeer.cli.calling import command
+from keypeer.cli.durations import Duration
 from keypeer.wire.geo import GeoSource
 from keypeer.wire.messages import GeoTagView, IssueGeoTag
 
 if TYPE_CHECKING:
     from keypeer.client import AsyncClient
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}  # seconds
-
-
-class _Duration(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
-    """A whole number and s, m, h or d; becomes seconds."""
-
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"([1-9][0-9]{0,6})([smhd])", str(value))
-        if match is None:
-            self.fail(f"{value!r} is no duration: write a whole number and s, m, h or d, like 180d", param, ctx)
-        return int(match[1]) * _UNITS[match[2]]
 
 
 class _Degrees(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
@@ -63,7 +47,7 @@ def geo_tag() -> None:
 @click.option("--latitude", type=_Degrees(90), default=None, help="Degrees north, WGS 84.")
 @click.option("--longitude", type=_Degrees(180), default=None, help="Degrees east, WGS 84.")
 @click.option("--source", type=click.Choice(get_args(GeoSource)), default="survey", show_default=True)
-@click.option("--valid", type=_Duration(), default="180d", show_default=True, help="How long the tag is good.")
+@click.option("--valid", type=Duration(), default="180d", show_default=True, help="How long the tag is good.")
 @command("officer")
 async def issue(
     client: AsyncClient,

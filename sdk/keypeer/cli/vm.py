@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 import msgspec
 
 from keypeer.cli import output
 from keypeer.cli.calling import command
+from keypeer.cli.durations import Duration
+from keypeer.cli.vm_options import LabelPairs, filter_options, label_option, labels_of, tenant_option
 from keypeer.errors import ProblemError, StateError
-from keypeer.wire.messages import BATCH_MAX, CreateVm, VmView
+from keypeer.wire.messages import BATCH_MAX, CreateVm, LeaseView, VmPage, VmState, VmView
 from keypeer.wire.types import KeySize, VmId
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ _size_option = click.option(
 
 @click.group()
 def vm() -> None:
-    """VM keys: create, show, list."""
+    """VM keys and their lives."""
 
 
 @vm.command()
@@ -39,6 +42,10 @@ def vm() -> None:
     default=None,
     help="Pin the VM's configuration: its inactive libvirt XML, or JSON.",
 )
+@tenant_option
+@label_option
+@click.option("--pre-active", is_flag=True, help="Not released until an officer activates it.")
+@click.option("--activates-in", type=Duration(), default=None, help="Not released until then, such as 12h.")
 @command("operator")
 async def create(
     client: AsyncClient,
@@ -47,23 +54,39 @@ async def create(
     policy: str,
     size: str,
     config: Path | None,
+    tenant: str | None,
+    labels: LabelPairs,
+    pre_active: bool,
+    activates_in: int | None,
     as_json: bool,
 ) -> None:
     """Make the key of VM NAME in the HSM, or of every VM in a file."""
-    bytes_: KeySize = 32 if size == "32" else 64
     if (name is None) == (batch is None):
         raise click.UsageError("name one VM, or a file with --batch")
     if batch is not None and config is not None:
         raise click.UsageError("--config pins the configuration of one VM")
+    wanted = CreateVm(
+        vm=name or "",
+        policy=policy,
+        size=_size(size),
+        config=_digest(config) if config is not None else None,
+        tenant=tenant,
+        labels=labels_of(labels),
+        pre_active=pre_active,
+        activates_at=int(time.time()) + activates_in if activates_in is not None else None,
+    )
     if batch is not None:
-        await _create_batch(client, batch, policy, bytes_, as_json)
+        await _create_batch(client, batch, wanted, as_json)
         return
-    pinned = _digest(config) if config is not None else None
-    view = await client.create_vm(CreateVm(vm=name or "", policy=policy, size=bytes_, config=pinned))
+    view = await client.create_vm(wanted)
     if as_json:
         output.as_json(view)
     else:
         output.done(f"VM {view.vm} has a key of {view.size} bytes, version {view.version}, under policy {view.policy}")
+
+
+def _size(text: str) -> KeySize:
+    return 32 if text == "32" else 64
 
 
 def _digest(config: Path) -> str:
@@ -72,16 +95,17 @@ def _digest(config: Path) -> str:
     return config_digest(config.read_bytes()).hex()
 
 
-async def _create_batch(client: AsyncClient, file: Path, policy: str, size: KeySize, as_json: bool) -> None:
-    """Chunks of BATCH_MAX. Run again after an interruption, it makes what is missing."""
+async def _create_batch(client: AsyncClient, file: Path, wanted: CreateVm, as_json: bool) -> None:
+    """Chunks of what one request takes. Run again after an interruption, it makes what is missing."""
     names = list(dict.fromkeys(_names(file)))
     for name in names:
         _check_name(file, name)
+    size = BATCH_MAX // (1 + len(wanted.labels))  # each label is a record of its own in the one commit
     created = there = 0
     with click.progressbar(length=len(names), label="VM keys", file=sys.stderr) as bar:
-        for start in range(0, len(names), BATCH_MAX):
-            chunk = names[start : start + BATCH_MAX]
-            missing = await _missing(client, chunk, policy, size)
+        for start in range(0, len(names), size):
+            chunk = names[start : start + size]
+            missing = await _missing(client, chunk, wanted)
             if missing:
                 created += await client.create_vms(missing)
             there += len(chunk) - len(missing)
@@ -99,11 +123,11 @@ def _names(file: Path) -> list[str]:
         raise StateError("input.missing", f"{file}: {error}") from None
 
 
-async def _missing(client: AsyncClient, names: list[str], policy: str, size: KeySize) -> list[CreateVm]:
-    wanted = [CreateVm(vm=name, policy=policy, size=size) for name in names]
-    if not await _is_there(client, wanted[0]):
-        return wanted  # a chunk is made whole or not at all
-    return [request for request in wanted if not await _is_there(client, request)]
+async def _missing(client: AsyncClient, names: list[str], wanted: CreateVm) -> list[CreateVm]:
+    requests: list[CreateVm] = [msgspec.structs.replace(wanted, vm=name) for name in names]
+    if not await _is_there(client, requests[0]):
+        return requests  # a chunk is made whole or not at all
+    return [request for request in requests if not await _is_there(client, request)]
 
 
 async def _is_there(client: AsyncClient, wanted: CreateVm) -> bool:
@@ -139,19 +163,36 @@ async def show(client: AsyncClient, name: str, as_json: bool) -> None:
     if as_json:
         output.as_json(view)
         return
-    lease = view.lease
+    _show(view)
+
+
+def _held(lease: LeaseView | None) -> str:
+    if lease is None:
+        return "none"
+    what = f"version {lease.version}, generation {lease.generation}"
+    return f"{lease.host}, {what}, ends {output.when(lease.expires_at)}"
+
+
+def _show(view: VmView) -> None:
+    """One VM in words."""
     output.facts(
         [
             ("vm", view.vm),
             ("policy", view.policy),
+            ("tenant", view.tenant or ""),
+            ("labels", ", ".join(f"{label}={value}" for label, value in sorted(view.labels.items()))),
             ("key", f"version {view.version}, {view.size} bytes, {view.state}"),
+            ("since", output.when(view.since)),
+            ("activates", output.when(view.activates_at)),
+            ("readable", output.when(view.readable_until)),
+            ("compromised", output.when(view.compromised_at)),
+            ("destruction", output.when(view.destroy_at)),
             ("configuration", view.config or ""),
-            ("created", f"{output.when(view.created_at)} by {view.created_by}"),
-            (
-                "lease",
-                f"{lease.host}, generation {lease.generation}, ends {output.when(lease.expires_at)}"
-                if lease
-                else "none",
+            ("created", f"{output.when(view.created_at)} by {view.created_by}{' (imported)' if view.imported else ''}"),
+            ("lease", _held(view.lease)),
+            *(
+                (f"version {old.version}", f"{old.state}, erased {output.when(old.destroy_at)}")
+                for old in view.versions
             ),
         ]
     )
@@ -159,26 +200,59 @@ async def show(client: AsyncClient, name: str, as_json: bool) -> None:
 
 @vm.command("list")
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="No more than so many.")
+@click.option("--state", type=click.Choice(get_args(VmState)), default=None, help="Destroyed ones only when asked for.")
+@filter_options
 @command("auditor")
-async def list_vms(client: AsyncClient, limit: int | None, as_json: bool) -> None:
-    """Every VM; with --json one line each, as they come."""
+async def list_vms(
+    client: AsyncClient,
+    limit: int | None,
+    state: VmState | None,
+    tenant: str | None,
+    policy: str | None,
+    labels: LabelPairs,
+    prefix: str | None,
+    as_json: bool,
+) -> None:
+    """Every VM, or those that fit; with --json one line each, as they come."""
     from keypeer.client import every
+
+    async def fetch(after: str, size: int) -> VmPage:
+        return await client.vms(
+            after,
+            size,
+            tenant=tenant or "",
+            policy=policy or "",
+            state=state,
+            labels=labels_of(labels),
+            prefix=prefix or "",
+        )
 
     rows: list[tuple[str, ...]] = []
     count = 0
-    async for view in every(client.vms, min(limit or 1000, 1000)):
-        if count == limit:
-            break
+    async for view in every(fetch, min(limit or 1000, 1000)):
         count += 1
         if as_json:
             output.as_json(view)
         else:
             rows.append(_row(view))
+        if count == limit:
+            break
     if not as_json:
-        output.table("VMs", ("vm", "policy", "version", "size", "held by", "lease ends"), rows)
+        columns = ("vm", "tenant", "policy", "state", "version", "size", "held by", "lease ends")
+        output.table("VMs", columns, rows)
 
 
 def _row(view: VmView) -> tuple[str, ...]:
     lease = view.lease
     held = (lease.host, output.when(lease.expires_at)) if lease else ("–", "–")
-    return (view.vm, view.policy, str(view.version), str(view.size), *held)
+    return (view.vm, view.tenant or "–", view.policy, view.state, str(view.version), str(view.size), *held)
+
+
+def _add_acts() -> None:
+    from keypeer.cli import vm_acts
+
+    for each in vm_acts.COMMANDS:
+        vm.add_command(each)
+
+
+_add_acts()

@@ -12,6 +12,7 @@ from keypeer.wire.encoding import field
 ATTEST_LABEL = b"keypeer/attest/v1"
 RELEASE_LABEL = b"keypeer/release/v1"
 GRANT_LABEL = b"keypeer/grant/v1"
+SESSION_KEY_LABEL = b"keypeer/session-key/v1"
 GEO_TAG_LABEL = b"keypeer/geo-tag/v1"
 
 
@@ -45,6 +46,12 @@ def grant_preimage(
         + field(encapsulated_key)
         + field(wrapped_mac_key)
     )
+
+
+def session_key_preimage(version: int, before: bytes, after: bytes) -> bytes:
+    """By which a version of the HSM's session key pair names the next one (both SubjectPublicKeyInfo DER): a host that
+    pinned the one accepts the other."""
+    return SESSION_KEY_LABEL + version.to_bytes(4, "big") + field(before) + field(after)
 
 
 def release_mac_input(

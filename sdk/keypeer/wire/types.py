@@ -39,3 +39,24 @@ Pem = Annotated[str, Meta(max_length=16384, description="PEM")]
 
 KeySize = Literal[32, 64]  # bytes; AES-256, or AES-256-XTS (two AES-256 keys)
 Role = Literal["host", "officer", "operator", "auditor"]
+
+# ── labels and tenants ─────────────────────────────────────────────────────────────────────────────────────────
+LABELS_MAX = 8  # labels a VM; each is an index record of the service
+LabelName = Name
+LabelValue = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$(?!\n)",
+        max_length=63,
+        description="1 to 63 of A-Z a-z 0-9 . _ -",
+    ),
+]
+Labels = Annotated[dict[LabelName, LabelValue], Meta(max_length=LABELS_MAX, description="names and values")]
+NamePrefix = Annotated[
+    str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]*$(?!\n)", max_length=63, description="how a name begins")
+]
+
+# ── officers ───────────────────────────────────────────────────────────────────────────────────────────────────
+ProposalId = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$(?!\n)", description="64 random bits in hex")]
+ActName = Annotated[str, Meta(pattern=r"^[a-z][a-z.-]{1,62}$(?!\n)", description="an act, such as kek.rotate")]
+Why = Annotated[str, Meta(max_length=512, description="goes into the audit log")]

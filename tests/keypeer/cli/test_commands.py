@@ -48,8 +48,9 @@ ALL = dict(commands(main))
 def test_the_nouns_are_all_there() -> None:
     nouns = {path[0] for path in ALL}
     assert nouns == {
-        "agent", "audit", "baseline", "completion", "doctor", "geo-tag", "host", "init", "policy", "runtime", "serve",
-        "vm",
+        "agent", "approvals", "audit", "auditor", "backup", "baseline", "completion", "doctor", "geo-tag", "host",
+        "identity", "init", "kek", "keys", "officer", "operator", "policy", "proposal", "recovery", "restore",
+        "rollback", "runtime", "serve", "signing-key", "store", "tenant", "vm",
     }  # fmt: skip
 
 
@@ -82,6 +83,7 @@ def problem(status: int) -> ProblemError:
         (problem(404), Exit.BAD_INPUT),
         (problem(409), Exit.BAD_INPUT),
         (problem(422), Exit.BAD_INPUT),
+        (problem(429), Exit.UNAVAILABLE),
         (problem(500), Exit.UNAVAILABLE),
         (problem(503), Exit.UNAVAILABLE),
         (problem(507), Exit.UNAVAILABLE),

@@ -7,14 +7,16 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import kms
 from keypeer.wire.canonical import geo_tag_preimage
+from kms import limits
 from kms.domain import Counters, GeoFacts
-from kms.errors import EvidenceError, Refused
+from kms.errors import EvidenceError, Overtaken, Refused
 from kms.evidence.appraise import Appraisal, Untrusted
 from kms.tpm import constants as c
 from tests.support import tpm_bytes as t
@@ -102,6 +104,20 @@ def test_resume_is_no_reboot() -> None:
     assert after.facts.counters.restart_count == 1
 
 
+def test_a_quote_overtaken_by_a_newer_one_gets_no_verdict_and_one_far_behind_is_refused() -> None:
+    x = Exchange(SimulatedHost("fra-1"))
+    clock = appraised(x).facts.clock
+    assert clock is not None
+    newest = msgspec.structs.replace(clock, clock=clock.clock + 5)
+    with pytest.raises(Overtaken) as told:
+        x.appraise(x.evidence(), last_clock=newest)
+    assert (told.value.code, told.value.status) == ("attestation.overtaken", 409)
+    far_ahead = msgspec.structs.replace(clock, clock=clock.clock + 10 * limits.TPM_CLOCK_SLACK_MS)
+    assert reason_ids(x.appraise(x.evidence(), last_clock=far_ahead)) == ("counters.restored",)
+    other_boot = msgspec.structs.replace(newest, counters=Counters(clock.counters.reset_count + 1, 0))
+    assert reason_ids(x.appraise(x.evidence(), last_clock=other_boot)) == ("counters.restored",)
+
+
 def test_no_tag_is_an_appraisal_without_a_place() -> None:
     x = Exchange(SimulatedHost("fra-1"))
     x.host.tag = None
@@ -152,7 +168,7 @@ def test_a_tag_verified_once_is_still_checked_against_another_key() -> None:
     assert reason_ids(x.appraise()) == ()
     other = ec.generate_private_key(ec.SECP256R1()).public_key()
     spki = other.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    assert reason_ids(x.appraise(geo_public_key=spki)) == ("geo.signature",)
+    assert reason_ids(x.appraise(geo_public_keys=(spki,))) == ("geo.signature",)
 
 
 MALFORMED = {

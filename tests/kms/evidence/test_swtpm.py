@@ -72,7 +72,7 @@ class Host:
             quote_pcrs=frozenset(BOOT_PCRS),
             binding_pcrs=BOOT_PCRS,
             baselines=(baseline("blank", {pcr: (bytes(32),) for pcr in BOOT_PCRS}),),
-            geo_public_key=self.issuer.public,
+            geo_public_keys=(self.issuer.public,),
             current_tag="tag-1",
             known_binding=None,
             previous=None,

@@ -53,7 +53,7 @@ def expectations(**changes: Any) -> Expectations:
         quote_pcrs=frozenset(range(24)),
         binding_pcrs=tuple(range(8)),
         baselines=(baseline("azure", {0: (evidence().pcr_values[:32],)}),),
-        geo_public_key=TagIssuer().public,
+        geo_public_keys=(TagIssuer().public,),
         current_tag=None,
         known_binding=None,
         previous=None,

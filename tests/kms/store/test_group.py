@@ -83,11 +83,11 @@ async def test_groups_are_bounded_in_writes_and_bytes(count: int, size: int, lar
     disk = Disk()
     async with writer(disk) as submit:
         disk.open.clear()
-        tasks = [submit(Commit(entries=[bytes(size)] * count)) for _ in range(12)]
+        tasks = [submit(Commit(puts=[(b"k", bytes(size))] * count)) for _ in range(12)]
         await asyncio.sleep(0.05)
         disk.open.set()
         await asyncio.gather(*tasks)
-        writes = [sum(len(change.entries) for change in group) for group in disk.groups]
+        writes = [sum(len(change.puts) for change in group) for group in disk.groups]
         assert sum(writes) == 12 * count
         assert max(writes) <= largest
         assert (len(writes) > 1) == (size > 1 or count > 1000)

@@ -15,12 +15,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kms.store.lmdb import LmdbStore
 from kms.store.memory import MemoryStore
-from kms.store.port import Check, Commit, Store
+from kms.store.port import COUNT_MAX, Check, Commit, Count, Store
 from tests.support.stores import MAP_BYTES, assert_log_holds
 
 T = TypeVar("T")
 
 KEYS = st.lists(st.sampled_from([b"a", b"b", b"/", b"\x00", b"\xff"]), min_size=1, max_size=4).map(b"".join)
+COUNTERS = st.sampled_from([b"n/1", b"n/2"])
 PREFIXES = st.one_of(st.just(b""), KEYS)
 VALUES = st.one_of(st.binary(max_size=10), st.integers(0, 9000).map(bytes))
 OP_IDS = st.one_of(st.none(), st.sampled_from([b"op-1", b"op-2", b"op-3"]))
@@ -57,6 +58,7 @@ class Stores(RuleBasedStateMachine):
         deletes=st.lists(KEYS, max_size=3),
         entries=st.lists(VALUES, max_size=3),
         op_id=OP_IDS,
+        counts=st.lists(st.builds(Count, COUNTERS, st.integers(-5, 5), st.sampled_from([0, 3, COUNT_MAX])), max_size=3),
     )
     def commit(
         self,
@@ -66,13 +68,14 @@ class Stores(RuleBasedStateMachine):
         deletes: list[bytes],
         entries: list[bytes],
         op_id: bytes | None,
+        counts: list[Count],
     ) -> None:
         checks = []
         for key in checked:
             now = self.run(self.memory.get(key))
             true = now.version if now else 0
             checks.append(Check(key, data.draw(st.one_of(st.just(true), st.sampled_from(self.versions)))))
-        outcome = self.both("commit", Commit(checks, puts, deletes, entries, op_id))
+        outcome = self.both("commit", Commit(checks, puts, deletes, entries, op_id, counts))
         self.versions.append(getattr(outcome, "version", 0))
 
     @rule(key=KEYS)

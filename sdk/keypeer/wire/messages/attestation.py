@@ -164,10 +164,22 @@ class AppraisalView(Answer, frozen=True, kw_only=True):
     tpm_firmware: str = ""
 
 
+SESSION_KEY_LINKS_MAX = 64  # rotations of the HSM's session key that a host can follow at once
+
+
+class SessionKeyLink(Answer, frozen=True, kw_only=True):
+    """A rotation of the key under which the HSM signs sessions: ``endorsement`` is the version before's, over
+    canonical.session_key_preimage. Whoever pinned that one accepts ``public_key`` (SubjectPublicKeyInfo DER)."""
+
+    version: int
+    public_key: SmallBytes
+    endorsement: SmallBytes
+
+
 class SessionGrant(Answer, frozen=True, kw_only=True):
     """An attestation session. ``encapsulated_key`` opens only in the host's TPM (RSA-OAEP with ``oaep_hash``, empty
     label); ``wrapped_mac_key`` is the MAC key under the session key (RFC 5649); ``signature`` is the HSM's over both
-    (canonical.grant_preimage, DER)."""
+    (canonical.grant_preimage, DER), by the newest of the keys that ``key_links`` lead to, oldest first."""
 
     session: SmallBytes
     expires_at: UnixSeconds
@@ -176,6 +188,7 @@ class SessionGrant(Answer, frozen=True, kw_only=True):
     oaep_hash: Literal["sha1", "sha256"]
     wrapped_mac_key: SmallBytes
     signature: SmallBytes
+    key_links: Annotated[tuple[SessionKeyLink, ...], Meta(max_length=SESSION_KEY_LINKS_MAX)] = ()
 
 
 class AttestResult(Answer, frozen=True, kw_only=True):

@@ -1,0 +1,97 @@
+"""The start of a rotation of the HSM's keys, in the background: the new version is made, known to every HSM worker, and
+in use. Killed anywhere, it starts over and finds what it did."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+
+import msgspec
+
+from kms import limits
+from kms.domain import KeyRotation, KeysInUse, RotatedKey
+from kms.errors import KeypeerError, Unavailable
+from kms.flows.context import Context
+from kms.keys.rotation import begun
+from kms.movers import MOVERS, backup_key, items_under
+from kms.records import KEY_ROTATIONS, KEYS_IN_USE, ROTATION_PROGRESS, Loaded, keys_in_use
+
+
+async def step(ctx: Context) -> None:
+    """Starts every rotation that waits for it."""
+    for loaded in await ctx.records.all(KEY_ROTATIONS):
+        if loaded.value.state == "starting" and not loaded.value.paused:
+            await _start(ctx, loaded)
+
+
+async def _start(ctx: Context, loaded: Loaded[KeyRotation]) -> None:
+    rotation = loaded.value
+    if not await _make(ctx, loaded):
+        return
+    await _known_to_all(ctx, rotation.key, rotation.to)
+    total = await _count(ctx, rotation.key, rotation.to)
+    in_use, fence = await keys_in_use(ctx.records)
+    puts = await ctx.records.seal(
+        [
+            KEY_ROTATIONS.put(rotation.key, msgspec.structs.replace(rotation, state="running", total=total)),
+            ROTATION_PROGRESS.put(
+                rotation.key, begun(rotation.to, [mover.prefix for mover in MOVERS[rotation.key]], ctx.now())
+            ),
+            KEYS_IN_USE.put("hsm", KeysInUse({**in_use.versions, rotation.key: rotation.to})),
+        ]
+    )
+    facts: dict[str, str | int | bool | list[str]] = {"key": rotation.key, "to": rotation.to, "records": total}
+    entry = ctx.entry(None, "keys.rotation_started", "done", facts=facts)
+    # When another change came first, the next step reads it.
+    await ctx.try_commit(checks=[loaded.check, fence], puts=puts, entries=[entry])
+
+
+async def _make(ctx: Context, loaded: Loaded[KeyRotation]) -> bool:
+    """Has the version in the token, and its backup kept where the token makes one; False when the next step must look
+    again."""
+    key, to = loaded.value.key, loaded.value.to
+    made = await ctx.custody.make_version(key, to)
+    facts: dict[str, str | int | bool | list[str]] = {"key": key, "version": to}
+    if made.made:
+        puts = [(backup_key(key, to), made.backup)] if made.backup else []
+        await ctx.commit(puts=puts, entries=[ctx.entry(None, "keys.version_made", "done", facts=facts)])
+        return True
+    if await ctx.store.get(backup_key(key, to)) is not None or not await _has_backups(ctx, key):
+        return True
+    # Made before, and the process or the answer was lost before its backup was kept: nobody could restore from this
+    # one, so it is passed over. What was made under it meanwhile moves with the rest.
+    newer = msgspec.structs.replace(loaded.value, to=to + 1)
+    puts = await ctx.records.seal([KEY_ROTATIONS.put(key, newer)])
+    entry = ctx.entry(None, "keys.version_skipped", "done", facts=facts)
+    await ctx.try_commit(checks=[loaded.check], puts=puts, entries=[entry])
+    return False
+
+
+async def _has_backups(ctx: Context, key: RotatedKey) -> bool:
+    return bool(await ctx.store.scan(backup_key(key), limit=1))
+
+
+async def _known_to_all(ctx: Context, key: RotatedKey, to: int) -> None:
+    """Raises unless every HSM worker works with the new version from here on. One that starts later finds it."""
+    for worker, description in (await ctx.custody.describe_each()).items():
+        versions: Sequence[int] = description.kek_versions if key == "kek" else description.mac_key_versions
+        if max(versions) < to:
+            raise Unavailable(
+                "rotation.worker_behind",
+                f"HSM worker {worker} doesn't know version {to} of {key}",
+                hint="it is asked again; restart it if this lasts",
+            )
+
+
+async def _count(ctx: Context, key: RotatedKey, to: int) -> int:
+    """How many records there are to move."""
+    count = looked = 0
+    for mover in MOVERS[key]:
+        async for item in items_under(ctx.store, mover.prefix):
+            with suppress(KeypeerError):  # told when its turn comes
+                count += mover.version(item) < to
+            looked += 1
+            if looked % limits.SCAN_MAX == 0:
+                await asyncio.sleep(0)  # the other jobs' turn
+    return count

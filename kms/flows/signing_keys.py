@@ -1,0 +1,225 @@
+"""Rotation of the signing keys: a new version signs from the commit on, older ones verify until they are retired.
+
+A version is made in the HSM before it is in the record, so nothing is ever signed by one that nobody knows; a version
+whose making was cut short is never used, and the next attempt makes another one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from http import HTTPStatus
+
+import msgspec
+
+from keypeer.wire.messages import RetireVersion, SigningKeyPage, SigningKeyView, SigningVersionView
+from kms import limits
+from kms.audit.record import Facts
+from kms.domain import SigningKeyRecord, SigningName, SigningVersion
+from kms.errors import KeypeerError, NotFound, Unavailable
+from kms.flows.context import Caller, Context
+from kms.records import GEO_TAGS, SESSIONS
+from kms.signing_keys import ROTATED, SIGNING_KEYS, SigningKey
+from kms.views import geo_tag_view
+
+
+async def keys(ctx: Context) -> SigningKeyPage:
+    """Every signing key and its versions."""
+    return SigningKeyPage(items=tuple([_view(ctx, await ctx.signing_key(name)) for name in ROTATED]))
+
+
+async def show(ctx: Context, name: SigningName) -> SigningKeyView:
+    """One of them."""
+    return _view(ctx, await ctx.signing_key(name))
+
+
+async def rotate(ctx: Context, caller: Caller, name: SigningName) -> SigningKeyView:
+    """A new version, which signs from now on."""
+    key = await ctx.signing_key(name)
+    if len(key.versions) >= limits.SIGNING_VERSIONS_MAX:
+        raise _conflict("key.versions", f"{name} has {len(key.versions)} versions", "destroy old ones first")
+    key = await _claimed(ctx, caller, key)
+    made = await _made(ctx, name, key.newest.version)
+    version = msgspec.structs.replace(made[-1][0], made_at=ctx.now(), made_by=caller.name)
+    # What was made and lost before is listed too, retired from the start, so that a chain of session keys has no gap.
+    lost = tuple(
+        msgspec.structs.replace(each, made_at=ctx.now(), retired_at=ctx.now(), why="its making was cut short")
+        for each, _ in made[:-1]
+    )
+    facts: Facts = {"key": name, "version": version.version, "public_key": version.public_key.hex()}
+    record = SigningKeyRecord((*key.versions, *lost, version))
+    backup = made[-1][1]
+    puts = await ctx.records.seal([SIGNING_KEYS.put(name, record)])
+    await ctx.commit(
+        checks=[key.check],
+        puts=[*puts, *([(backup_key(name, version.version), backup)] if backup else [])],
+        entries=[ctx.entry(caller, "keys.rotate", "done", facts=facts)],
+    )
+    return await show(ctx, name)
+
+
+async def _claimed(ctx: Context, caller: Caller, key: SigningKey) -> SigningKey:
+    """The key, and nobody else makes a version of it for limits.SIGNING_CLAIM_S: PKCS #11 has no labels that are
+    unique, so two that make the same version at once would leave a token with two of them."""
+    ago = ctx.now() - key.claimed_at
+    if 0 <= ago < limits.SIGNING_CLAIM_S:
+        raise _conflict(
+            "key.rotating",
+            f"a rotation of {key.name} began {ago} s ago and hasn't ended",
+            f"wait {limits.SIGNING_CLAIM_S - ago} s; then look at keypeer signing-key list",
+        )
+    record = SigningKeyRecord(key.versions, ctx.now())
+    await replace(ctx, rider=None).commit(  # what rides goes with the commit that ends this
+        checks=[key.check],
+        puts=await ctx.records.seal([SIGNING_KEYS.put(key.name, record)]),
+        entries=[ctx.entry(caller, "keys.rotate_begun", "done", facts={"key": key.name})],
+    )
+    return await ctx.signing_key(key.name)
+
+
+async def _made(ctx: Context, name: SigningName, newest: int) -> list[tuple[SigningVersion, bytes]]:
+    """Versions after ``newest`` with their backups, the last of which is new; those before it were made by an attempt
+    that ended before its commit."""
+    found: list[tuple[SigningVersion, bytes]] = []
+    for number in range(newest + 1, newest + 1 + limits.SIGNING_LOST_MAX):
+        made = await ctx.custody.make_version(name, number)
+        found.append((SigningVersion(number, made.public_key, endorsement=made.endorsement), made.backup))
+        if made.made:
+            return found
+    raise Unavailable(
+        "key.versions_lost", f"the token has {len(found)} versions of {name} that nobody uses", hint="destroy them"
+    )
+
+
+def backup_key(name: SigningName, version: int) -> bytes:
+    """Where a version's backup stands, wrapped to the token's recovery key, and so without a seal."""
+    return b"recovery/%s/%d" % (name.encode(), version)
+
+
+# ── the end of a version ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def retire(
+    ctx: Context, caller: Caller, name: SigningName, number: int, request: RetireVersion
+) -> SigningKeyView:
+    """What that version signed is good no more, from now on: for a key that is no longer trusted."""
+    key = await ctx.signing_key(name)
+    old = _old(key, number)
+    if name == "session":
+        raise _conflict(
+            "key.not_retirable",
+            "hosts accept a session key by what the version before said of it, and can't be told to forget that",
+            "let the hosts enrol again (keypeer agent enrol) when an old session key is no longer trusted",
+        )
+    if not old.retired_at:
+        changed = msgspec.structs.replace(old, retired_at=ctx.now(), retired_by=caller.name, why=request.why)
+        facts: Facts = {"key": name, "version": number, "why": request.why}
+        await _commit(ctx, caller, key, changed, "keys.retire", facts)
+    if name == "geo":
+        await _end_sessions(ctx, number)
+    return await show(ctx, name)
+
+
+async def _end_sessions(ctx: Context, number: int) -> None:
+    """Of hosts whose tags that version signed: they stand on them."""
+    hosts = [tag.value.host for tag in await ctx.records.all(GEO_TAGS) if tag.value.key == number]
+    for first in range(0, len(hosts), limits.PAGE_MAX):
+        part = hosts[first : first + limits.PAGE_MAX]
+        facts: Facts = {"version": number, "hosts": len(part)}
+        entry = ctx.entry(None, "session.end", "done", facts=facts)
+        await ctx.commit(deletes=[SESSIONS.key(host) for host in part], entries=[entry])
+
+
+async def destroy(ctx: Context, caller: Caller, name: SigningName, number: int) -> SigningKeyView:
+    """Destroys the version in the HSM, once nothing in force needs it; that is looked up, not remembered."""
+    key = await ctx.signing_key(name)
+    old = _old(key, number)
+    needed = "" if old.retired_at else await _needed(ctx, key, number)
+    if needed:
+        raise await ctx.refuse(
+            caller,
+            "keys.destroy",
+            _conflict(
+                "key.needed",
+                f"version {number} of {name} is needed: {needed}",
+                f"wait, or retire it if it is no longer trusted (keypeer signing-key retire {name} {number})",
+            ),
+        )
+    # First what verifies, then the key: cut short between the two, the version is used by nobody, and asked again goes.
+    changed = msgspec.structs.replace(
+        old, retired_at=old.retired_at or ctx.now(), retired_by=old.retired_by or caller.name, destroyed_at=ctx.now()
+    )
+    if not old.destroyed_at:
+        await _commit(ctx, caller, key, changed, "keys.destroy", {"key": name, "version": number})
+    await ctx.custody.destroy_version(name, number)
+    return await show(ctx, name)
+
+
+async def _needed(ctx: Context, key: SigningKey, number: int) -> str:
+    """What needs that version, in words; "" for nothing."""
+    now = ctx.now()
+    if key.name == "geo":
+        tags = [tag.value for tag in await ctx.records.all(GEO_TAGS) if tag.value.key == number]
+        hosts = [tag.host for tag in tags if geo_tag_view(tag).geo.expires_at > now]
+        named = ", ".join(hosts[: limits.KEY_USERS_SHOWN])
+        return f"it signed the tags in force of {len(hosts)} hosts ({named})" if hosts else ""
+    until = key.replaced_at(number) + good_for(key.name)
+    return f"what it signed is good for another {until - now} s" if until > now else ""
+
+
+def good_for(name: SigningName) -> int:
+    """Seconds for which what a replaced version signed may still be relied on."""
+    return {"appraisal": limits.SESSION_LIFE_S, "audit": limits.AUDIT_OVERLAP_S}.get(name, 0)
+
+
+async def _commit(
+    ctx: Context, caller: Caller, key: SigningKey, changed: SigningVersion, action: str, facts: Facts
+) -> None:
+    versions = tuple(changed if each.version == changed.version else each for each in key.versions)
+    await ctx.commit(
+        checks=[key.check],
+        puts=await ctx.records.seal([SIGNING_KEYS.put(key.name, SigningKeyRecord(versions))]),
+        entries=[ctx.entry(caller, action, "done", facts=facts)],
+    )
+
+
+def _old(key: SigningKey, number: int) -> SigningVersion:
+    found = key.version(number)
+    if found is None:
+        raise NotFound("key.unknown", f"{key.name} has no version {number}", hint="keypeer signing-key list")
+    if found is key.newest:
+        raise _conflict(
+            "key.newest",
+            f"version {number} of {key.name} is the one that signs",
+            f"rotate it first: keypeer signing-key rotate {key.name}",
+        )
+    return found
+
+
+def _conflict(code: str, detail: str, hint: str) -> KeypeerError:
+    return KeypeerError(code, detail, hint=hint, status=HTTPStatus.CONFLICT)
+
+
+def _view(ctx: Context, key: SigningKey) -> SigningKeyView:
+    return SigningKeyView(
+        key=key.name,
+        versions=tuple(
+            SigningVersionView(
+                version=each.version,
+                state=_state(each, key),
+                public_key=each.public_key.hex(),
+                made_at=each.made_at or None,
+                made_by=each.made_by,
+                retired_at=each.retired_at or None,
+                why=each.why,
+            )
+            for each in key.versions
+        ),
+    )
+
+
+def _state(version: SigningVersion, key: SigningKey) -> str:
+    if version.destroyed_at:
+        return "destroyed"
+    if version.retired_at:
+        return "retired"
+    return "signs" if version is key.newest else "verifies"

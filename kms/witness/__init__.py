@@ -1,0 +1,1 @@
+"""Asking witnesses to cosign the audit log's checkpoints (C2SP tlog-witness)."""
