@@ -12,7 +12,6 @@ id (16 random bytes), info = "keypeer/image/v1".
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -23,7 +22,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from keypeer import limits
+from keypeer.errors import StateError
 from keypeer.image.errors import ImageError
+from keypeer.image.streams import Source, read
 from keypeer.locked import LockedBytes
 from keypeer.vmkey import VmKey
 from keypeer.wire.types import VmId
@@ -72,27 +73,40 @@ _header = msgspec.json.Decoder(Header)
 
 
 def encode_header(header: Header) -> bytes:
-    """Everything before the header's tag."""
+    """Everything before the header's tag. Raises StateError ``image.argument`` for what couldn't be read again."""
     text = msgspec.json.encode(header)
+    try:
+        _header.decode(text)
+    except msgspec.DecodeError as error:
+        raise StateError("image.argument", f"no image can have this header: {error}") from None
     return MAGIC + len(text).to_bytes(_SIZE_BYTES, "big") + text
 
 
-def read_header(read: Callable[[int], bytes]) -> ImageInfo:
-    """The header of the image that ``read(n)`` gives n bytes of, or fewer at its end. Not authenticated: that takes the
-    key. Raises ImageError ``image.not_one``, ``image.truncated``."""
-    start = read(len(MAGIC) + _SIZE_BYTES)
+def read_header(source: Source) -> ImageInfo:
+    """The header of the image in ``source``, which stands at chunk 0 then. Not authenticated: that takes the key.
+    Raises ImageError ``image.not_one``, ``image.header``, ``image.truncated``."""
+    start = read(source, len(MAGIC) + _SIZE_BYTES)
     if start[: len(MAGIC)] != MAGIC:
         raise ImageError("image.not_one", "this isn't a keypeer image", "encrypt one with keypeer image encrypt")
+    if len(start) < len(MAGIC) + _SIZE_BYTES:
+        raise truncated("the header")
     size = int.from_bytes(start[len(MAGIC) :], "big")
-    if len(start) < len(MAGIC) + _SIZE_BYTES or size > limits.IMAGE_HEADER_BYTES_MAX:
-        raise ImageError("image.header", f"the header has {size} bytes; at most {limits.IMAGE_HEADER_BYTES_MAX}")
-    text, tag = read(size), read(TAG_BYTES)
+    if size > limits.IMAGE_HEADER_BYTES_MAX:
+        raise _unreadable(f"it has {size} bytes; at most {limits.IMAGE_HEADER_BYTES_MAX} are allowed")
+    text, tag = read(source, size), read(source, TAG_BYTES)
     if len(text) < size or len(tag) < TAG_BYTES:
         raise truncated("the header")
     try:
-        return ImageInfo(_header.decode(text), start + text, tag)
-    except msgspec.DecodeError as error:
-        raise ImageError("image.header", f"the header doesn't read: {error}") from None
+        header = _header.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _unreadable(ascii(str(error))) from None  # it may quote the image, which may hold anything
+    if encode_header(header) != start + text:
+        raise _unreadable("its JSON isn't in the one form that is allowed")
+    return ImageInfo(header, start + text, tag)
+
+
+def _unreadable(why: str) -> ImageError:
+    return ImageError("image.header", f"the header doesn't read: {why}", "fetch or copy the image again")
 
 
 def truncated(where: str) -> ImageError:
@@ -149,8 +163,9 @@ def _nonce(index: int, last: bool) -> bytes:
     return bytes((last, 0, 0, 0)) + index.to_bytes(8, "big")
 
 
-def check_vm(info: ImageInfo, key: VmKey) -> None:
-    """That an image is of the VM and version that ``key`` is of; raises ImageError ``image.vm``."""
+def check_asked(info: ImageInfo, key: VmKey, *, epoch: int | None = None, image_id: bytes | None = None) -> None:
+    """That an image is of the VM and version that ``key`` is of, and the very one that was asked for where ``epoch``
+    and ``image_id`` say so; raises ImageError ``image.vm``, ``image.other``."""
     header = info.header
     if (header.vm, header.version) != (key.vm, key.version):
         raise ImageError(
@@ -158,3 +173,9 @@ def check_vm(info: ImageInfo, key: VmKey) -> None:
             f"the image is of VM {header.vm} and key version {header.version}; the key is of {key.vm}, {key.version}",
             f"release version {header.version} of {header.vm}'s key",
         )
+    for what, asked, found in (
+        ("epoch", epoch, header.epoch),
+        ("id", None if image_id is None else image_id.hex(), header.id),
+    ):
+        if asked is not None and asked != found:
+            raise ImageError("image.other", f"the image's {what} is {found}; asked for was {asked}")

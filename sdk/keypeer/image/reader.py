@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import os
-from typing import BinaryIO
 
-from keypeer import limits
-from keypeer.image.errors import ImageError
-from keypeer.image.format import TAG_BYTES, Cipher, ImageInfo, check_vm, read_header, truncated
-from keypeer.image.writer import Progress, fill, write_all
+from keypeer.errors import StateError
+from keypeer.image.format import TAG_BYTES, Cipher, ImageInfo, check_asked, read_header, truncated
+from keypeer.image.streams import Progress, SeekableSource, Source, Target, fill, write_all
 from keypeer.vmkey import VmKey
 
 
-def decrypt(source: BinaryIO, target: BinaryIO, key: VmKey, *, progress: Progress | None = None) -> int:
+def decrypt(
+    source: Source,
+    target: Target,
+    key: VmKey,
+    *,
+    info: ImageInfo | None = None,
+    epoch: int | None = None,
+    image_id: bytes | None = None,
+    progress: Progress | None = None,
+) -> int:
     """Decrypts the image in ``source`` into ``target`` → its bytes. Each chunk is verified before a byte of it is
     written, but only the last one tells that the image is whole: who acts on what came before an ImageError acts on
-    a part. Raises ImageError, and OSError of the streams."""
-    info = read_header(lambda size: _read(source, size))
-    cipher = _cipher(info, key)
+    a part.
+
+    ``info``: the header, where ``read_header`` has read it off ``source``. An old image of the VM is an image of the
+    VM: ``epoch`` and ``image_id`` say which one it must be. Raises ImageError, and OSError of the streams.
+    """
+    info = info or read_header(source)
+    cipher = _cipher(info, key, epoch, image_id)
     sealed_bytes = info.header.chunk + TAG_BYTES
     this, following = memoryview(bytearray(sealed_bytes)), memoryview(bytearray(sealed_bytes))
     plain = memoryview(bytearray(info.header.chunk))
@@ -40,28 +51,32 @@ class ImageReader:
     """Any part of an image in a file, for restoring page by page. ``size`` is the image's, in bytes.
 
     The last chunk is verified when it is opened, so that a cut image is refused before anything is read from it.
-    Raises ImageError, and OSError of the file.
+    Holds two chunks. ``epoch`` and ``image_id`` as for ``decrypt``. Raises ImageError, and OSError of the file.
     """
 
-    def __init__(self, file: BinaryIO, key: VmKey) -> None:
+    def __init__(
+        self, file: SeekableSource, key: VmKey, *, epoch: int | None = None, image_id: bytes | None = None
+    ) -> None:
         self._file = file
         file.seek(0)
-        self.info = read_header(lambda size: _read(file, size))
-        self._cipher = _cipher(self.info, key)
+        self.info = read_header(file)
+        self._cipher = _cipher(self.info, key, epoch, image_id)
         self._chunk = self.info.header.chunk
+        self._sealed = memoryview(bytearray(self._chunk + TAG_BYTES))
         self._plain = memoryview(bytearray(self._chunk))
         self._held = -1  # the chunk whose bytes are in ``_plain``
         body = file.seek(0, os.SEEK_END) - self.info.size
-        self._chunks = max(1, -(-body // (self._chunk + TAG_BYTES)))
-        self.size = body - self._chunks * TAG_BYTES
-        if self.size < 0:
-            raise truncated(f"chunk {self._chunks - 1}")
-        self._open(self._chunks - 1)
+        self._last = max(0, body - 1) // (self._chunk + TAG_BYTES)
+        self._last_bytes = body - self._last * (self._chunk + TAG_BYTES)
+        if self._last_bytes < TAG_BYTES:
+            raise truncated(f"chunk {self._last}")
+        self.size = body - (self._last + 1) * TAG_BYTES
+        self._open(self._last)
 
     def read(self, offset: int, size: int) -> bytes:
-        """``size`` bytes from ``offset``, fewer at the image's end."""
+        """``size`` bytes from ``offset``, fewer at the image's end. Raises StateError ``image.argument``."""
         if offset < 0 or size < 0:
-            raise ImageError("image.argument", f"{size} bytes from {offset} on aren't a part of an image")
+            raise StateError("image.argument", f"{size} bytes from {offset} on aren't a part of an image")
         parts, end = [], min(offset + size, self.size)
         while offset < end:
             index, start = divmod(offset, self._chunk)
@@ -76,22 +91,16 @@ class ImageReader:
             return
         self._held = -1  # what a failed chunk left there must not be taken for another's
         self._file.seek(self.info.size + index * (self._chunk + TAG_BYTES))
-        last = index == self._chunks - 1
-        wanted = self.size + TAG_BYTES - index * self._chunk if last else self._chunk + TAG_BYTES
-        sealed = memoryview(_read(self._file, wanted))
-        if len(sealed) < wanted:
+        last = index == self._last
+        wanted = self._last_bytes if last else self._chunk + TAG_BYTES
+        if fill(self._file, self._sealed[:wanted]) < wanted:
             raise truncated(f"chunk {index}")
-        self._cipher.open(index, last=last, data=sealed, into=self._plain[: wanted - TAG_BYTES])
+        self._cipher.open(index, last=last, data=self._sealed[:wanted], into=self._plain[: wanted - TAG_BYTES])
         self._held = index
 
 
-def _cipher(info: ImageInfo, key: VmKey) -> Cipher:
-    check_vm(info, key)
+def _cipher(info: ImageInfo, key: VmKey, epoch: int | None, image_id: bytes | None) -> Cipher:
+    check_asked(info, key, epoch=epoch, image_id=image_id)
     cipher = Cipher(key, info.raw, info.header)
     cipher.verify_header(info.tag)
     return cipher
-
-
-def _read(source: BinaryIO, size: int) -> bytes:
-    buffer = bytearray(min(size, limits.IMAGE_CHUNK_BYTES_MAX + TAG_BYTES))
-    return bytes(buffer[: fill(source, memoryview(buffer))])

@@ -35,9 +35,8 @@ def key(vm: str = "web-1", version: int = 1, first: int = 0) -> VmKey:
 def image_of(data: bytes, *, image_id: bytes = ID, epoch: int = 7, vm_key: VmKey | None = None) -> bytes:
     target = io.BytesIO()
     with vm_key or key() as held:
-        assert encrypt(io.BytesIO(data), target, held, epoch=epoch, image_id=image_id, created_at=AT, chunk=CHUNK) == (
-            len(data)
-        )
+        written = encrypt(io.BytesIO(data), target, held, epoch=epoch, image_id=image_id, created_at=AT, chunk=CHUNK)
+        assert (written.size, written.header.id) == (len(data), image_id.hex())
     return target.getvalue()
 
 
@@ -49,7 +48,7 @@ def opened(image: bytes, vm_key: VmKey | None = None) -> bytes:
 
 
 def header_bytes(image: bytes) -> int:
-    return read_header(io.BytesIO(image).read).size
+    return read_header(io.BytesIO(image)).size
 
 
 def memory(size: int) -> bytes:
@@ -247,4 +246,4 @@ def test_the_default_chunk_is_used_by_default() -> None:
     target = io.BytesIO()
     with key() as held:
         encrypt(io.BytesIO(os.urandom(10)), target, held, epoch=1, image_id=ID, created_at=AT)
-    assert read_header(io.BytesIO(target.getvalue()).read).header.chunk == 1024 * 1024
+    assert read_header(io.BytesIO(target.getvalue())).header.chunk == 1024 * 1024
