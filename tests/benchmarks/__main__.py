@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("rewrap", "evidence", "boot_log", "ima", "store_load", "releases", "vms_million", "vm_lists")
+NAMES = ("rewrap", "evidence", "boot_log", "ima", "store_load", "releases", "vms_million", "vm_lists", "image")
 
 
 def main() -> int:

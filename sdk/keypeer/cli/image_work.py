@@ -26,7 +26,7 @@ from keypeer.image import (
     read_header,
 )
 from keypeer.image.files import Input, Output, opened_output
-from keypeer.image.format import TAG_BYTES, Header
+from keypeer.image.format import Header, layout
 from keypeer.image.streams import write_all
 from keypeer.locked import protect_process
 from keypeer.vmkey import VmKey
@@ -147,7 +147,8 @@ def inspect_image(job: Job, epoch: int | None, image_id: bytes | None) -> Facts:
     if not job.key_from.given:
         with closing(Input(job.source)) as given:
             info = read_header(given)
-            return _header_facts(info.header) | {"size": _size(given, info), "verified": False}
+            size = layout(info, given.size).size if given.size is not None else None  # a claim, like the rest
+            return _header_facts(info.header) | {"size": size, "verified": False}
     with job.key_from.opened() as key_of, closing(Input(job.source)) as given:
         info = read_header(given)
         with _named(key_of, job.key_from, info) as key, Meter("verified", given.size) as told:
@@ -169,14 +170,6 @@ def _header_facts(header: Header) -> Facts:
 
 def _unit_facts(key: VmKey, epoch: int, unit: int) -> Facts:
     return {"vm": key.vm, "version": key.version, "epoch": epoch, "unit": unit}
-
-
-def _size(given: Input, info: ImageInfo) -> int | None:
-    """The image's bytes, of a file's alone; a claim like the rest, until a key verifies it."""
-    if given.size is None:
-        return None
-    sealed = info.header.chunk + TAG_BYTES
-    return max(0, given.size - info.size - -(-(given.size - info.size) // sealed) * TAG_BYTES)
 
 
 def _check_seekable(given: Input, part: Part | None) -> None:

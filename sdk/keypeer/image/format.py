@@ -69,6 +69,16 @@ class ImageInfo:
         return len(self.raw) + TAG_BYTES
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a file's chunks are. ``last``: the last one's index, ``last_bytes``: its size with its tag, ``size``: what
+    all hold, in bytes."""
+
+    last: int
+    last_bytes: int
+    size: int
+
+
 _header = msgspec.json.Decoder(Header)
 
 
@@ -107,6 +117,16 @@ def read_header(source: Source) -> ImageInfo:
 
 def _unreadable(why: str) -> ImageError:
     return ImageError("image.header", f"the header doesn't read: {why}", "fetch or copy the image again")
+
+
+def layout(info: ImageInfo, file_bytes: int) -> Layout:
+    """The chunks of an image that is a file of so many bytes. Raises ImageError ``image.truncated``."""
+    body, sealed = file_bytes - info.size, info.header.chunk + TAG_BYTES
+    last = max(0, body - 1) // sealed
+    last_bytes = body - last * sealed
+    if last_bytes < TAG_BYTES:
+        raise truncated(f"chunk {last}")
+    return Layout(last, last_bytes, body - (last + 1) * TAG_BYTES)
 
 
 def truncated(where: str) -> ImageError:
