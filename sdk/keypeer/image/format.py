@@ -183,19 +183,19 @@ def _nonce(index: int, last: bool) -> bytes:
     return bytes((last, 0, 0, 0)) + index.to_bytes(8, "big")
 
 
-def check_asked(info: ImageInfo, key: VmKey, *, epoch: int | None = None, image_id: bytes | None = None) -> None:
-    """That an image is of the VM and version that ``key`` is of, and the very one that was asked for where ``epoch``
-    and ``image_id`` say so; raises ImageError ``image.vm``, ``image.other``."""
+def check_asked(
+    info: ImageInfo, *, vm: str | None, version: int | None, epoch: int | None, image_id: bytes | None
+) -> None:
+    """That an image says it is the one that was asked for, as far as that was said; its tag proves it then. Raises
+    ImageError ``image.vm``, ``image.other``."""
     header = info.header
-    if (header.vm, header.version) != (key.vm, key.version):
+    if (vm or header.vm, version or header.version) != (header.vm, header.version):
         raise ImageError(
             "image.vm",
-            f"the image is of VM {header.vm} and key version {header.version}; the key is of {key.vm}, {key.version}",
+            f"the image is of VM {header.vm}, key version {header.version}; the key is of {vm}, {version or 'any'}",
             f"release version {header.version} of {header.vm}'s key",
         )
-    for what, asked, found in (
-        ("epoch", epoch, header.epoch),
-        ("id", None if image_id is None else image_id.hex(), header.id),
-    ):
-        if asked is not None and asked != found:
-            raise ImageError("image.other", f"the image's {what} is {found}; asked for was {asked}")
+    if epoch not in (None, header.epoch):
+        raise ImageError("image.other", f"the image's epoch is {header.epoch}; asked for was {epoch}")
+    if image_id is not None and image_id.hex() != header.id:
+        raise ImageError("image.other", f"the image's id is {header.id}; asked for was {image_id.hex()}")

@@ -96,7 +96,7 @@ class ImageReader:
 
 
 def _cipher(info: ImageInfo, key: VmKey, epoch: int | None, image_id: bytes | None) -> Cipher:
-    check_asked(info, key, epoch=epoch, image_id=image_id)
+    check_asked(info, vm=key.vm, version=key.version, epoch=epoch, image_id=image_id)
     cipher = Cipher(key, info.raw, info.header)
     cipher.verify_header(info.tag)
     return cipher
