@@ -177,7 +177,7 @@ def test_each_image_gets_an_id_and_so_a_key_of_its_own() -> None:
             target = io.BytesIO()
             made = encrypt(io.BytesIO(DATA), target, held, epoch=0, created_at=0, chunk=CHUNK)
             written.add(made.header.id)
-            bodies.add(target.getvalue()[START:])
+            bodies.add(target.getvalue()[START : START + CHUNK])  # without the tag, which the header alone would change
     assert len(written) == len(bodies) == 50
 
 
@@ -191,6 +191,17 @@ def test_an_input_of_another_size_than_was_said_makes_no_whole_image(size: int) 
         with pytest.raises(ImageError):
             decrypt(io.BytesIO(target.getvalue()), io.BytesIO(), held)
         assert encrypt(io.BytesIO(DATA), target, held, epoch=0, created_at=0, size=len(DATA)).size == len(DATA)
+
+
+def test_an_input_that_is_too_long_is_not_read_to_its_end() -> None:
+    class Endless(io.BytesIO):
+        def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # narrower, for the test alone
+            return len(buffer)
+
+    target = io.BytesIO()
+    with key() as held, pytest.raises(ImageError, match="or more, not 20000"):
+        encrypt(Endless(), target, held, epoch=0, created_at=0, chunk=CHUNK, size=20_000)
+    assert len(target.getvalue()) < 20_000
 
 
 def test_a_stream_that_does_not_block_does_not_pass_for_one_that_ended() -> None:
