@@ -372,6 +372,31 @@ class Lease(Record, frozen=True):
     ended_at: int = 0  # this lease alone was ended then
 
 
+# ── migration ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+MigrationState = Literal["begun", "accepted", "switched", "completed", "aborted"]
+
+
+class Migration(Record, frozen=True):
+    """The last hand-over of a VM (kms.keys.migrations). ``generation`` is the source's; ``session`` the destination's
+    that accepted; ``past`` has the ids of a few before, which can't be used again."""
+
+    id: str
+    vm: str
+    version: int
+    source: str
+    destination: str
+    generation: int
+    state: MigrationState
+    begun_at: int
+    begun_by: str
+    expires_at: int
+    changed_at: int
+    session: bytes = b""
+    why: str = ""
+    past: tuple[str, ...] = ()
+
+
 # ── continuous trust ───────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -166,6 +166,10 @@ STORE_PROBE_BYTES = 64 * 1024  # bytes of pages that a health check asks for whe
 STORE_PROBE_S = 5.0  # seconds that a health check waits for the commit that tells whether there is room again
 STORE_PROBE_EVERY_S = 1.0  # seconds without a commit after which health tries one: only that tells that a disk writes
 
+# ── migration ──────────────────────────────────────────────────────────────────────────────────────────────────
+MIGRATION_LIFE_S = 3600  # seconds from begin to switchover unless told; 1 TB of guest memory at 10 Gbit/s takes 900
+MIGRATIONS_PAST = 8  # ids of a VM's earlier migrations that are remembered: a late call begins none of them anew
+
 # ── lifecycle ──────────────────────────────────────────────────────────────────────────────────────────────────
 DESTROY_AFTER_MIN_S = 86400  # seconds; a day, so that whoever misses the key can say so
 DESTROY_AFTER_MAX_S = 365 * 86400  # seconds; a longer wait is a plan, not a schedule

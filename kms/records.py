@@ -97,6 +97,8 @@ VM_ROTATIONS = Kind("vm-rotation", domain.VmRotation)  # by rotation
 LOG = Kind("log", domain.LogIdentity)  # one: "identity"
 CHECKPOINTS = Kind("checkpoint", domain.StoredCheckpoint, sealed=False)  # one: "newest"; its note is signed
 
+MIGRATIONS = Kind("migration", domain.Migration)  # by VM: the last one of each
+
 # Continuous trust (kms.trust). Plain: whoever writes the database can deny service by other means too.
 EVENT_HEADS = Kind("event-head", domain.HostEventHead, sealed=False)  # by host
 EVENTS = Kind("event", domain.StoredEvent, sealed=False)  # by host and number, the newest limits.EVENTS_KEPT

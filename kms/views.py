@@ -22,6 +22,7 @@ from keypeer.wire.messages import (
     HostView,
     LeaseView,
     LogPositions,
+    MigrationView,
     OldVersionView,
     PolicyDocument,
     PolicyView,
@@ -46,6 +47,7 @@ from kms.domain import (
     KeyAttributes,
     LaunchPosition,
     Lease,
+    Migration,
     Principal,
     Refusal,
     RuntimeVerdict,
@@ -57,6 +59,7 @@ from kms.domain import (
 )
 from kms.errors import KeypeerError, Reason, Unavailable
 from kms.keys.lifecycle import settled
+from kms.keys.migrations import state_of
 from kms.pki import to_pem
 
 _attributes = msgspec.msgpack.Decoder(KeyAttributes)
@@ -336,4 +339,22 @@ def principal_view(principal: Principal) -> PrincipalView:
         expires_at=principal.expires_at or None,
         approval_key_sha256=hashlib.sha256(key).hexdigest() if key and principal.role == "officer" else "",
         apart=bool(principal.approval_key),
+    )
+
+
+def migration_view(migration: Migration, now: int) -> MigrationView:
+    """As callers see it at ``now``."""
+    return MigrationView(
+        id=migration.id,
+        vm=migration.vm,
+        version=migration.version,
+        source=migration.source,
+        destination=migration.destination,
+        generation=migration.generation,
+        state=state_of(migration, now),
+        begun_at=migration.begun_at,
+        begun_by=migration.begun_by,
+        expires_at=migration.expires_at,
+        changed_at=migration.changed_at,
+        why=migration.why,
     )

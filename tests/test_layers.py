@@ -50,6 +50,7 @@ FLOORS = {
     "kms.movers": 2.9,
     "kms.trust": 2.7,
     "kms.listeners": 2.7,
+    "kms.destinations": 2.9,
     "kms.verification": 2.9,
     "kms.flows": 3,
     "kms.custody": 4,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -177,6 +177,23 @@ class HostAgent:
             after = page.next
             if after is None:
                 return
+
+    async def under_session(self, ask: Callable[[AsyncClient, Session], Awaitable[_T]]) -> _T:
+        """What ``ask`` gives under a live session; once more under a fresh one where the service knows it no more."""
+        async with self._turn:
+            session = await self._live_session()
+            try:
+                return await ask(await self._connected(), session)
+            except ProblemError as error:
+                if error.code not in _SESSION_GONE:
+                    raise
+            session = await self._fresh_session()
+            return await ask(await self._connected(), session)
+
+    async def calling(self, ask: Callable[[AsyncClient], Awaitable[_T]]) -> _T:
+        """What ``ask`` gives with the host's own client."""
+        async with self._turn:
+            return await ask(await self._connected())
 
     def listen(
         self, last: int | None, trouble: Callable[[KeypeerClientError | None], None]

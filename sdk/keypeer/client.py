@@ -387,6 +387,37 @@ class AsyncClient(Transport):
         """Cancels a scheduled destruction (officer)."""
         return await self._vm_act(vm, "cancel-destroy", m.VmAct(why=why))
 
+    async def begin_migration(self, vm: str, request: m.BeginMigration) -> m.MigrationView:
+        """Begins a VM's hand-over (its owner, or an operator). The same ``id`` again is the same call."""
+        return await self.call("POST", f"/v1/vms/{_name(vm)}/migrations", m.MigrationView, request, repeat=True)
+
+    async def accept_migration(self, vm: str, migration: str, session: str) -> m.AcceptedMigration:
+        """The destination's key, still wrapped (host)."""
+        body = m.AcceptMigration(session=session)
+        return await self.call("POST", _migration(vm, migration, "accept"), m.AcceptedMigration, body, repeat=True)
+
+    async def switch_over(self, vm: str, migration: str, generation: int) -> m.MigrationView:
+        """Makes the destination the owner (the source)."""
+        body = m.SwitchOver(generation=generation)
+        return await self.call("POST", _migration(vm, migration, "switchover"), m.MigrationView, body, repeat=True)
+
+    async def complete_migration(self, vm: str, migration: str) -> m.MigrationView:
+        """The VM runs at the destination (the destination)."""
+        return await self.call("POST", _migration(vm, migration, "complete"), m.MigrationView, repeat=True)
+
+    async def abort_migration(self, vm: str, migration: str, why: str = "") -> m.MigrationView:
+        """The VM stays with the source: not after the switchover (source, destination, operator)."""
+        body = m.AbortMigration(why=why)
+        return await self.call("POST", _migration(vm, migration, "abort"), m.MigrationView, body, repeat=True)
+
+    async def migration(self, vm: str) -> m.MigrationView:
+        """A VM's last hand-over."""
+        return await self.call("GET", f"/v1/vms/{_name(vm)}/migration", m.MigrationView, repeat=True)
+
+    async def migrations(self, after: str = "", limit: int = PAGE_DEFAULT) -> m.MigrationPage:
+        """A page of the VMs' last hand-overs."""
+        return await self._page("/v1/migrations", m.MigrationPage, after, limit)
+
     async def rotate_vm(self, vm: str, readable: int | None = None, why: str = "") -> m.VmView:
         """Makes a key's next version; the one before stays readable for so many seconds (officer)."""
         return await self._vm_act(vm, "rotate", m.RotateVm(readable=readable, why=why))
@@ -497,6 +528,10 @@ async def every(fetch: Callable[[str, int], Awaitable[Page]], page: int = 1000) 
         for item in answer.items:
             yield item
         after = answer.next
+
+
+def _migration(vm: str, migration: str, act: str) -> str:
+    return f"/v1/vms/{_name(vm)}/migrations/{_name(migration)}/{act}"
 
 
 def _name(name: str) -> str:

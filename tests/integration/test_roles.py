@@ -67,6 +67,13 @@ POST   /v1/vm-rotations                                 officer : vm.rotate
 GET    /v1/vm-rotations                                 staff
 GET    /v1/vm-rotations/{name}                          staff
 POST   /v1/vms/{vm}/key/release                         host
+POST   /v1/vms/{vm}/migrations                          host operator
+POST   /v1/vms/{vm}/migrations/{migration}/accept       host
+POST   /v1/vms/{vm}/migrations/{migration}/switchover   host
+POST   /v1/vms/{vm}/migrations/{migration}/complete     host
+POST   /v1/vms/{vm}/migrations/{migration}/abort        host operator
+GET    /v1/vms/{vm}/migration                           staff host
+GET    /v1/migrations                                   staff
 POST   /v1/releases                                     host
 PUT    /v1/quotas/tenant/{name}                         officer : tenant.put
 GET    /v1/quotas/tenant/{name}                         staff

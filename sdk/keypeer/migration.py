@@ -1,0 +1,128 @@
+"""A VM's live migration, as its two hosts take part in it (deploy/migration.md).
+
+    source                                   destination
+    begin(agent, vm, "fra-2")
+                                             accept(agent, vm, id) → the key, to take the VM in with
+    psk(key, view)  ── the VM's memory ──>   psk(key, view)
+    switch_over(agent, view)                 (from here on it owns the VM)
+                                             complete(agent, view)
+
+Every call may be repeated. ``abort`` leaves the VM with the source, until the switchover; ``owner_is_elsewhere`` tells
+a source that lost the switchover's answer whose the VM is.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from keypeer.agent import HostAgent
+from keypeer.client import AsyncClient
+from keypeer.errors import AnswerError, StateError
+from keypeer.locked import LockedBytes
+from keypeer.session import Session
+from keypeer.vmkey import VmKey
+from keypeer.wire.canonical import migration_psk_info
+from keypeer.wire.messages import BeginMigration, MigrationView
+
+PSK_BYTES = 32  # bytes; QEMU's tls-creds-psk with TLS 1.3's AES-256 suites (RFC 8446 §4.2.11)
+
+
+def new_id() -> str:
+    """An id for ``begin``: 128 random bits in hex. Keep it: with it the call may be repeated."""
+    return secrets.token_hex(16)
+
+
+async def begin(
+    agent: HostAgent, key: VmKey, destination: str, *, migration: str, life: int | None = None, why: str = ""
+) -> MigrationView:
+    """The owner, which holds ``key``, names the destination. Raises ProblemError ``migration.refused`` with every
+    reason why the VM may not move there."""
+    request = BeginMigration(id=migration, destination=destination, generation=key.generation, life=life, why=why)
+
+    async def ask(client: AsyncClient) -> MigrationView:
+        return await client.begin_migration(key.vm, request)
+
+    return await agent.calling(ask)
+
+
+async def accept(agent: HostAgent, vm: str, migration: str) -> tuple[MigrationView, VmKey]:
+    """The destination's part: the VM's key in the role *incoming*, which the caller closes. It is for taking the VM in;
+    running it waits for the switchover. Raises ProblemError, ReleaseForged."""
+
+    async def ask(client: AsyncClient, session: Session) -> tuple[MigrationView, VmKey]:
+        accepted = await client.accept_migration(vm, migration, session.name)
+        _check(accepted.migration, vm, migration)
+        return accepted.migration, session.open(accepted.release, vm, accepted.migration.version)
+
+    return await agent.under_session(ask)
+
+
+async def switch_over(agent: HostAgent, view: MigrationView) -> MigrationView:
+    """The fence, called by the source while the VM stands still: once this returns, the destination owns it.
+    ProblemError means that it doesn't, and that the source still does unless ``migration.owner`` is among the reasons;
+    ServiceUnavailable means that it isn't known: repeat, or ask ``show``."""
+
+    async def ask(client: AsyncClient) -> MigrationView:
+        return await client.switch_over(view.vm, view.id, view.generation)
+
+    return await agent.calling(ask)
+
+
+async def complete(agent: HostAgent, view: MigrationView) -> MigrationView:
+    """The destination runs the VM."""
+
+    async def ask(client: AsyncClient) -> MigrationView:
+        return await client.complete_migration(view.vm, view.id)
+
+    return await agent.calling(ask)
+
+
+async def abort(agent: HostAgent, view: MigrationView, why: str = "") -> MigrationView:
+    """The VM stays with the source. Raises ProblemError ``migration.state`` after the switchover."""
+
+    async def ask(client: AsyncClient) -> MigrationView:
+        return await client.abort_migration(view.vm, view.id, why)
+
+    return await agent.calling(ask)
+
+
+async def show(agent: HostAgent, vm: str) -> MigrationView:
+    """The VM's last migration, to a host that has part in it."""
+
+    async def ask(client: AsyncClient) -> MigrationView:
+        return await client.migration(vm)
+
+    return await agent.calling(ask)
+
+
+def owner_is_elsewhere(view: MigrationView) -> bool:
+    """Whether the source of ``view`` owns the VM no more."""
+    return view.state in ("switched", "completed")
+
+
+def psk(key: VmKey, view: MigrationView) -> LockedBytes:
+    """The pre-shared key of this hand-over and of no other, derived on both hosts (HKDF-SHA-256, RFC 5869); the caller
+    closes it. Raises StateError ``migration.key`` when ``key`` isn't the one that is handed over."""
+    generations = (view.generation, view.generation + 1)  # the source's, and the one that the destination gets it with
+    if (key.vm, key.version) != (view.vm, view.version) or key.generation not in generations:
+        found = f"version {key.version} of VM {key.vm}'s key, generation {key.generation}"
+        raise StateError("migration.key", f"{found}, isn't what migration {view.id} hands over", "release it again")
+    info = migration_psk_info(
+        vm=view.vm,
+        version=view.version,
+        generation=view.generation,
+        source=view.source,
+        destination=view.destination,
+        migration=view.id,
+    )
+    made = LockedBytes(PSK_BYTES)
+    made.writable[:] = HKDF(hashes.SHA256(), PSK_BYTES, salt=None, info=info).derive(key.view())
+    return made
+
+
+def _check(view: MigrationView, vm: str, migration: str) -> None:
+    if (view.vm, view.id) != (vm, migration):
+        raise AnswerError("service.answer", f"migration {view.id} of VM {view.vm} came for {migration} of {vm}")
