@@ -54,3 +54,12 @@ SYMLINKS_MAX = 40  # links followed in one path; as many as Linux follows (path_
 
 # ── copies of the audit log ────────────────────────────────────────────────────────────────────────────────────
 KEY_FILE_BYTES_MAX = 16 * 1024  # bytes of a copy's pinned keys; each has some 100
+
+# ── hypervisors ────────────────────────────────────────────────────────────────────────────────────────────────
+QMP_CONNECT_S = 20.0  # seconds until QEMU speaks QMP; it sets up a large guest's memory before
+QMP_CALL_S = 60.0  # seconds for one QMP command; stopping a VM waits for its disks
+VM_STOP_S = 30.0  # seconds for QEMU to end after ``quit``; it flushes its disks
+VTPM_START_S = 10.0  # seconds; starting takes 5 ms, a busy machine longer
+PROGRAM_LOG_BYTES_MAX = 2048  # bytes of a program's last words that go into an error
+DISK_ATTEMPTS_MAX = 8  # count; QEMU 7.2 fails to measure its PBKDF2 about one time in five on coarse clocks
+SOCKET_PATH_BYTES_MAX = 107  # bytes; sun_path without its NUL (unix(7))

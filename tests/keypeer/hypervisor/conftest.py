@@ -1,0 +1,38 @@
+"""Guests of a test's own: QEMU without KVM, swtpm, encrypted disks. None outlives its test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.guest import Guests, build_initramfs
+
+
+@pytest.fixture(scope="session")
+def initramfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_initramfs(tmp_path_factory.mktemp("initramfs"))
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Short: the path of a Unix socket ends at 107 bytes, and pytest's folders are longer."""
+    path = Path(tempfile.mkdtemp(prefix="kp-vm-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+async def guests(initramfs: Path, folder: Path) -> AsyncIterator[Guests]:
+    made = Guests(initramfs, folder)
+    yield made
+    await made.end()
+
+
+@pytest.fixture
+def vm_key() -> bytes:
+    return os.urandom(64)
