@@ -62,4 +62,6 @@ VM_STOP_S = 30.0  # seconds for QEMU to end after ``quit``; it flushes its disks
 VTPM_START_S = 10.0  # seconds; starting takes 5 ms, a busy machine longer
 PROGRAM_LOG_BYTES_MAX = 2048  # bytes of a program's last words that go into an error
 DISK_ATTEMPTS_MAX = 8  # count; QEMU 7.2 fails to measure its PBKDF2 about one time in five on coarse clocks
+PSK_BYTES_MIN = 32  # bytes; RFC 9257 §6 asks for 128 bits of entropy and more
+PSK_BYTES_MAX = 64  # bytes; the longest that TLS 1.2 peers must take (RFC 4279 §5.4)
 SOCKET_PATH_BYTES_MAX = 107  # bytes; sun_path without its NUL (unix(7))

@@ -12,6 +12,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+from keypeer.hypervisor.errors import HypervisorError
 from keypeer.hypervisor.qemu import Qemu, VmSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,6 +108,14 @@ class Guest:
         """QEMU dies on the spot."""
         assert self.qemu.pid is not None
         os.kill(self.qemu.pid, signal.SIGKILL)
+
+    async def is_gone(self) -> bool:
+        """Whether its QEMU has ended."""
+        try:
+            await self.qemu.status()
+        except HypervisorError as error:
+            return error.code == "qemu.gone"
+        return False
 
 
 class Guests:
