@@ -3,11 +3,12 @@
     source:       send     admit() → RAM flows, VM runs → pre-switchover: VM stands still → fence() → the rest → done
     destination:  listen                                                                    receive → go() → VM runs
 
-``fence`` is the compare-and-set of the VM's owner. It returns when the destination is the owner, and raises when it isn't
-and won't be: then the VM goes on at the source. Where it can't tell it raises FenceUnknown, and the VM stands still at
-the source until ``finish`` or ``take_back``; so it does when this program is killed inside the fence. QEMU does the rest:
-``pause-before-switchover`` holds before the last bytes, ``return-path`` makes the source done only when the destination
-has loaded all, ``late-block-activate`` and ``-S`` keep the destination from disks and instructions before ``go``.
+``fence`` is the compare-and-set of the VM's owner. It returns when the destination is the owner, and raises when it
+isn't and won't be: then the VM goes on at the source. Where it can't tell it raises FenceUnknown, and the VM stands
+still at the source until ``finish`` or ``take_back``; so it does when this program is killed inside the fence. QEMU
+does the rest: ``pause-before-switchover`` holds before the last bytes, ``return-path`` makes the source done only when
+the destination has loaded all, ``late-block-activate`` and ``-S`` keep the destination from disks and instructions
+before ``go``.
 
 What QEMU 7.2 can't be told: not to run a VM again whose stream breaks after the fence. ``send`` stops it there within
 milliseconds. So ``go`` must not return on the fence alone: the source said that it is done (``send`` returned), or is
@@ -23,16 +24,13 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from keypeer.hypervisor.errors import HypervisorError
+from keypeer.hypervisor.migration import ENDED, set_capabilities, until
 from keypeer.hypervisor.psk import migration_psk
 from keypeer.hypervisor.qemu import Qemu
 from keypeer.hypervisor.qmp import Events
 from keypeer.hypervisor.vtpm import tail
 
 Decision: TypeAlias = Callable[[], Awaitable[None]]
-
-_SOURCE_CAPABILITIES = ("events", "pause-before-switchover", "return-path")
-_DESTINATION_CAPABILITIES = ("events", "return-path", "late-block-activate")
-_ENDED = frozenset({"completed", "failed", "cancelled"})
 
 
 class FenceUnknown(Exception):
@@ -71,7 +69,7 @@ class Incoming:
         qmp = self.destination.qmp
         try:
             self._events = self._resources.enter_context(qmp.events("MIGRATION"))
-            await _set_capabilities(self.destination, _DESTINATION_CAPABILITIES)
+            await set_capabilities(self.destination, "events", "return-path", "late-block-activate")
             await self._resources.enter_async_context(migration_psk(self.destination, psk, "server"))
             await qmp.execute("migrate-incoming", {"uri": f"tcp:{host}:0"})
             (address,) = (await qmp.execute("query-migrate"))["socket-address"]
@@ -98,7 +96,7 @@ class Incoming:
 
     async def _load(self) -> None:
         try:
-            ended = str((await _until(self._events, _ENDED))["data"]["status"])
+            ended = str((await until(self._events, ENDED))["data"]["status"])
         except HypervisorError:
             ended = "QEMU ended"  # as QEMU 7.2 does when a stream isn't what it should be
         if ended != "completed":
@@ -129,9 +127,9 @@ async def send(
         raise HypervisorError("migration.refused", f"not begun: {error}") from error
     async with _watched(source) as events, migration_psk(source, psk, "client"):
         try:
-            await _set_capabilities(source, _SOURCE_CAPABILITIES)
+            await set_capabilities(source, "events", "pause-before-switchover", "return-path")
             await source.qmp.execute("migrate", {"uri": f"tcp:{host}:{port}"})
-            paused = await _until(events, _ENDED | {"pre-switchover"})
+            paused = await until(events, ENDED | {"pre-switchover"})
         except asyncio.CancelledError:
             await asyncio.shield(_cancel(source, events))
             raise
@@ -165,8 +163,8 @@ async def take_back(source: Qemu) -> None:
 
 async def _finish(source: Qemu, events: Events, paused: Mapping[str, Any] | None) -> Moved:
     await source.qmp.execute("migrate-continue", {"state": "pre-switchover"})
-    passed = await _until(events, _ENDED | {"device"})
-    ended = passed if passed["data"]["status"] in _ENDED else await _until(events, _ENDED)
+    passed = await until(events, ENDED | {"device"})
+    ended = passed if passed["data"]["status"] in ENDED else await until(events, ENDED)
     if ended["data"]["status"] != "completed":
         await source.pause()
         detail = f"after the fence: {await _why(source)}"
@@ -182,8 +180,8 @@ async def _finish(source: Qemu, events: Events, paused: Mapping[str, Any] | None
 
 async def _cancel(source: Qemu, events: Events) -> None:
     await source.qmp.execute("migrate_cancel")
-    if (await source.qmp.execute("query-migrate"))["status"] not in _ENDED:
-        await _until(events, _ENDED)
+    if (await source.qmp.execute("query-migrate"))["status"] not in ENDED:
+        await until(events, ENDED)
 
 
 @contextlib.asynccontextmanager
@@ -195,18 +193,6 @@ async def _watched(source: Qemu) -> AsyncIterator[Events]:
         if error.code != "qemu.gone":
             raise
         raise HypervisorError("migration.source_gone", f"QEMU of {source.spec.name} died at the source") from error
-
-
-async def _until(events: Events, statuses: frozenset[str]) -> Mapping[str, Any]:
-    while True:
-        event = await events.next()
-        if event["data"]["status"] in statuses:
-            return event
-
-
-async def _set_capabilities(machine: Qemu, names: tuple[str, ...]) -> None:
-    wanted = [{"capability": name, "state": True} for name in names]
-    await machine.qmp.execute("migrate-set-capabilities", {"capabilities": wanted})
 
 
 async def _why(source: Qemu) -> str:
