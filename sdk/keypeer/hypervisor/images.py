@@ -34,7 +34,7 @@ _UNBOUNDED = 1 << 40  # bytes a second; QEMU's own default is 128 MiB/s (qapi/mi
 def keypeer_filter(
     verb: Literal["encrypt", "decrypt"], *, vm: str, version: int, epoch: int, program: Sequence[str] = ("keypeer",)
 ) -> Filter:
-    """``keypeer image encrypt`` or ``decrypt`` (deploy/image.md), told the VM, its key's version and the image's epoch."""
+    """``keypeer image encrypt`` or ``decrypt`` (deploy/image.md), told the VM, its key's version, the image's epoch."""
     options = ("--vm", vm, "--key-version", str(version), "--epoch", str(epoch))
     return lambda fd: (*program, "image", verb, "--key-fd", str(fd), *options)
 
