@@ -159,6 +159,10 @@ class Guests:
         return guest
 
     async def end(self) -> None:
-        """Ends all."""
+        """Ends all, also those that hang."""
         for guest in self._all:
-            await guest.qemu.stop()
+            try:
+                async with asyncio.timeout(TICK_S):
+                    await guest.qemu.stop()
+            except TimeoutError:
+                guest.kill()

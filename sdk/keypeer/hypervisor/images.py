@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from keypeer.hypervisor.derive import Key, key_view
 from keypeer.hypervisor.errors import HypervisorError
 from keypeer.hypervisor.migration import ENDED, set_capabilities, until
 from keypeer.hypervisor.qemu import Qemu
+from keypeer.hypervisor.qmp import Events
 from keypeer.hypervisor.secretfd import SecretFd
 from keypeer.hypervisor.vtpm import tail
 
@@ -96,25 +98,31 @@ async def restore(machine: Qemu, image: Path, key: Key, decrypt: Filter) -> None
 
 
 async def _restore(machine: Qemu, stored: IO[bytes], key: Key, decrypt: Filter) -> None:
-    reading, writing = os.pipe()
-    async with _filtering(decrypt, key, stdin=stored.fileno(), stdout=writing) as process:
-        try:
-            await machine.qmp.name_fd(reading, _FD_NAME)
-        finally:
-            os.close(reading)
-            os.close(writing)
-        with machine.qmp.events("MIGRATION") as events:
-            await set_capabilities(machine, "events", "late-block-activate")
-            try:
+    # A socket: QEMU 7.2 never notices the end of a pipe that nothing came through.
+    reading, writing = socket.socketpair()
+    with reading, writing:
+        async with _filtering(decrypt, key, stdin=stored.fileno(), stdout=writing.fileno()) as process:
+            await machine.qmp.name_fd(reading.fileno(), _FD_NAME)
+            reading.close()
+            writing.close()
+            with machine.qmp.events("MIGRATION") as events:
+                loaded = "not asked"
+                await set_capabilities(machine, "events", "late-block-activate")
                 await machine.qmp.execute("migrate-incoming", {"uri": f"fd:{_FD_NAME}"})
-                loaded = str((await until(events, ENDED))["data"]["status"])
-            except HypervisorError:
-                loaded = "QEMU ended"  # as QEMU 7.2 does when a stream isn't what it should be
-        status, said = await _ended(process)
-    if loaded != "completed" or status != 0:
+                status, said = await _ended(process)
+                if status == 0:
+                    loaded = await _loaded(events)
+    if loaded != "completed":
         await machine.stop()
         detail = f"the filter: exit status {status} {said}; QEMU: {loaded} {tail(machine.spec.log)}"
         raise HypervisorError("image.not_restored", detail, "no instruction of the guest ran")
+
+
+async def _loaded(events: Events) -> str:
+    try:
+        return str((await until(events, ENDED))["data"]["status"])
+    except HypervisorError:
+        return "QEMU ended"  # as QEMU 7.2 does when a stream isn't what it should be
 
 
 @contextlib.asynccontextmanager

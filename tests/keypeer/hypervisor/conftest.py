@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from keypeer.hypervisor.qemu import create_disk
 from tests.support.guest import Guests, build_initramfs
 
 
@@ -33,6 +35,19 @@ async def guests(initramfs: Path, folder: Path) -> AsyncIterator[Guests]:
     await made.end()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def vm_key() -> bytes:
     return os.urandom(64)
+
+
+@pytest.fixture(scope="session")
+def blank_disk(vm_key: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LUKS takes seconds to make."""
+    path = tmp_path_factory.mktemp("disk") / "disk.luks"
+    asyncio.run(create_disk(path, 1024 * 1024, vm_key))
+    return path
+
+
+@pytest.fixture
+def disk(blank_disk: Path, folder: Path) -> Path:
+    return shutil.copy(blank_disk, folder / "disk.luks")

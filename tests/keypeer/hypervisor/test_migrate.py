@@ -13,7 +13,6 @@ import pytest
 from keypeer.errors import StateError
 from keypeer.hypervisor.errors import HypervisorError
 from keypeer.hypervisor.migrate import FenceUnknown, Incoming, finish, listen, send, take_back
-from keypeer.hypervisor.qemu import create_disk
 from tests.support.guest import MARKERS, Guest, Guests
 from tests.support.relay import relay_to
 
@@ -48,9 +47,7 @@ async def pair(guests: Guests, key: bytes, disk: Path | None = None) -> tuple[Gu
     return source, destination, await listen(destination.qemu, "127.0.0.1", PSK)
 
 
-async def test_a_guest_moves_with_disk_and_vtpm(guests: Guests, vm_key: bytes, folder: Path) -> None:
-    disk = folder / "disk.luks"
-    await create_disk(disk, MIB, vm_key)
+async def test_a_guest_moves_with_disk_and_vtpm(guests: Guests, vm_key: bytes, disk: Path) -> None:
     source, destination, incoming = await pair(guests, vm_key, disk)
     pcr = source.pcr()
     fenced = asyncio.Event()

@@ -23,9 +23,7 @@ def descendants_say(pid: int) -> bytes:
     return b"".join((Path("/proc") / str(each) / name).read_bytes() for each in pids for name in ("cmdline", "environ"))
 
 
-async def test_a_guest_runs_with_its_disk_and_vtpm(guests: Guests, vm_key: bytes, folder: Path) -> None:
-    disk = folder / "disk.luks"
-    await create_disk(disk, MIB, vm_key)
+async def test_a_guest_runs_with_its_disk_and_vtpm(guests: Guests, vm_key: bytes, disk: Path) -> None:
     spec = guests.spec("one", disk=disk)
     guest = await guests.start(spec, vm_key)
     assert await guest.qemu.status() == "prelaunch"
@@ -64,9 +62,7 @@ async def test_the_marker_is_in_a_plain_disk(guests: Guests, vm_key: bytes, fold
     assert disk.read_bytes().count(guests.marker.encode()) == 64
 
 
-async def test_another_key_opens_neither_disk_nor_vtpm(guests: Guests, vm_key: bytes, folder: Path) -> None:
-    disk = folder / "disk.luks"
-    await create_disk(disk, MIB, vm_key)
+async def test_another_key_opens_neither_disk_nor_vtpm(guests: Guests, vm_key: bytes, disk: Path) -> None:
     first = await guests.start(guests.spec("one", disk=disk), vm_key)
     await first.qemu.stop()
     with pytest.raises(HypervisorError, match="keyslot") as refused:
