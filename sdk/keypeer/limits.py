@@ -71,4 +71,6 @@ PROGRAM_LOG_BYTES_MAX = 2048  # bytes of a program's last words that go into an 
 DISK_ATTEMPTS_MAX = 8  # count; QEMU 7.2 fails to measure its PBKDF2 about one time in five on coarse clocks
 PSK_BYTES_MIN = 32  # bytes; RFC 9257 §6 asks for 128 bits of entropy and more
 PSK_BYTES_MAX = 64  # bytes; the longest that TLS 1.2 peers must take (RFC 4279 §5.4)
+HOOK_CHECK_S = 60.0  # seconds for the check of an incoming VM; it attests, and slow TPMs take seconds
+VIRSH_S = 30.0  # seconds for one virsh command
 SOCKET_PATH_BYTES_MAX = 107  # bytes; sun_path without its NUL (unix(7))

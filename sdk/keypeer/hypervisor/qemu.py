@@ -123,11 +123,14 @@ class Qemu:
         await self.qmp.execute("stop")
 
     async def stop(self) -> None:
-        """Ends QEMU and its vTPM at once, as by pulling the plug; flushes the disks. A second call does nothing."""
+        """Ends QEMU and its vTPM at once, as by pulling the plug; flushes the disks. A second call does nothing. A QEMU
+        that doesn't answer is killed, if this object started it; otherwise HypervisorError ``qemu.timeout``."""
         try:
             await self.qmp.execute("quit")
         except HypervisorError as error:
-            if error.code != "qemu.gone":
+            if error.code == "qemu.timeout" and self._process is not None:
+                self._process.kill()
+            elif error.code != "qemu.gone":
                 raise
         await self._ended()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from pathlib import Path
@@ -45,7 +46,7 @@ async def test_a_guest_runs_with_its_disk_and_vtpm(guests: Guests, vm_key: bytes
     assert [fd.read_bytes() for fd in inherited] == [b""]
 
     await guest.qemu.stop()
-    assert guests.marker.encode() not in disk.read_bytes()
+    assert guests.marker.encode() not in await asyncio.to_thread(disk.read_bytes)
     # What the guest wrote is there again for the same key.
     again = await guests.running(spec, vm_key)
     assert f"disk={guests.marker}" in again.said()
