@@ -58,8 +58,8 @@ class Libvirtd:
         nobody = f"setpriv --reuid {USER} --regid {GROUP} --clear-groups"
         # The hooks' folder is compiled in; a mount namespace gives each libvirtd one of its own.
         script = (
-            f"mount --bind {self.folder / 'hooks'} /etc/libvirt/hooks && {nobody} swtpm_setup --create-config-files "
-            f"skip-if-exist && exec {nobody} libvirtd --config {conf}/libvirt/libvirtd.conf"
+            f"mount -t tmpfs none /etc/libvirt && ln -s {self.folder / 'hooks'} /etc/libvirt/hooks && "
+            f"{nobody} swtpm_setup --create-config-files skip-if-exist && exec {nobody} libvirtd --config {conf}/libvirt/libvirtd.conf"
         )
         with (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(

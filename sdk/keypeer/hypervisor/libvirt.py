@@ -3,7 +3,7 @@
 libvirt runs ``/etc/libvirt/hooks/qemu VM OPERATION SUB-OPERATION EXTRA`` with the domain XML on standard input. On the
 *destination* of a migration ``migrate begin`` comes before a byte of the guest does, and a status other than 0 stops
 the migration; so does ``restore begin`` for saved images. Every other call is let through: the source's first hook
-comes after the hand-over, and ``started`` comes for migrations that fail, so neither can fence as ``migrate.send`` does.
+comes after the hand-over, and ``started`` comes for migrations that fail: neither can fence as ``migrate.send`` does.
 
 The hook runs the check program of the installation file with three more arguments: the operation, the VM's name, the
 digest of its configuration (keypeer.vmconfig, hexadecimal). It must not call libvirt, which waits for it.
