@@ -12,6 +12,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+from keypeer.hypervisor.derive import Key
 from keypeer.hypervisor.errors import HypervisorError
 from keypeer.hypervisor.qemu import Qemu, VmSpec
 
@@ -145,13 +146,17 @@ class Guests:
             ),
         )
 
-    async def start(self, spec: VmSpec, key: bytes, *, incoming: bool = False) -> Guest:
+    async def start(self, spec: VmSpec, key: Key, *, incoming: bool = False) -> Guest:
         """A paused guest, or one that waits."""
         guest = Guest(spec, await Qemu.start(spec, key, incoming=incoming), spec.folder.parent / "serial")
+        return self.adopt(guest)
+
+    def adopt(self, guest: Guest) -> Guest:
+        """Ends a guest with the others."""
         self._all.append(guest)
         return guest
 
-    async def running(self, spec: VmSpec, key: bytes) -> Guest:
+    async def running(self, spec: VmSpec, key: Key) -> Guest:
         """A guest that ticks."""
         guest = await self.start(spec, key)
         await guest.qemu.resume()

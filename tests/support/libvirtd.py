@@ -59,7 +59,8 @@ class Libvirtd:
         # The hooks' folder is compiled in; a mount namespace gives each libvirtd one of its own.
         script = (
             f"mount -t tmpfs none /etc/libvirt && ln -s {self.folder / 'hooks'} /etc/libvirt/hooks && "
-            f"{nobody} swtpm_setup --create-config-files skip-if-exist && exec {nobody} libvirtd --config {conf}/libvirt/libvirtd.conf"
+            f"{nobody} swtpm_setup --create-config-files skip-if-exist && "
+            f"exec {nobody} libvirtd --config {conf}/libvirt/libvirtd.conf"
         )
         with (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(

@@ -62,7 +62,7 @@ async def save(machine: Qemu, image: Path, key: Key, encrypt: Filter) -> None:
 
 async def _save(machine: Qemu, out: IO[bytes], key: Key, encrypt: Filter) -> None:
     reading, writing = os.pipe()
-    async with _filtering(encrypt, key, stdin=reading, stdout=out.fileno()) as process:
+    async with _filtering(encrypt, key, stdin=reading, stdout=out.fileno()) as running:
         try:
             await machine.qmp.name_fd(writing, _FD_NAME)
         finally:
@@ -73,7 +73,7 @@ async def _save(machine: Qemu, out: IO[bytes], key: Key, encrypt: Filter) -> Non
             async with _bandwidth(machine):
                 await machine.qmp.execute("migrate", {"uri": f"fd:{_FD_NAME}"})
                 ended = await until(events, ENDED)
-        status, said = await _ended(process)
+        status, said = await running.ended()
     if ended["data"]["status"] != "completed" or status != 0:
         detail = f"QEMU: {ended['data']['status']}; the filter: exit status {status} {said}"
         raise HypervisorError("image.not_saved", detail, "nothing was kept")
@@ -101,7 +101,7 @@ async def _restore(machine: Qemu, stored: IO[bytes], key: Key, decrypt: Filter) 
     # A socket: QEMU 7.2 never notices the end of a pipe that nothing came through.
     reading, writing = socket.socketpair()
     with reading, writing:
-        async with _filtering(decrypt, key, stdin=stored.fileno(), stdout=writing.fileno()) as process:
+        async with _filtering(decrypt, key, stdin=stored.fileno(), stdout=writing.fileno()) as running:
             await machine.qmp.name_fd(reading.fileno(), _FD_NAME)
             reading.close()
             writing.close()
@@ -109,7 +109,7 @@ async def _restore(machine: Qemu, stored: IO[bytes], key: Key, decrypt: Filter) 
                 loaded = "not asked"
                 await set_capabilities(machine, "events", "late-block-activate")
                 await machine.qmp.execute("migrate-incoming", {"uri": f"fd:{_FD_NAME}"})
-                status, said = await _ended(process)
+                status, said = await running.ended()
                 if status == 0:
                     loaded = await _loaded(events)
     if loaded != "completed":
@@ -125,8 +125,20 @@ async def _loaded(events: Events) -> str:
         return "QEMU ended"  # as QEMU 7.2 does when a stream isn't what it should be
 
 
+class _Filtering:
+    """A filter that runs, and its last words. They are read as they come: a full pipe would stop it."""
+
+    def __init__(self, process: Process, words: asyncio.StreamReader) -> None:
+        self.process = process
+        self._words = asyncio.create_task(_last_words(words))
+
+    async def ended(self) -> tuple[int, str]:
+        """Its exit status and last words."""
+        return await self.process.wait(), (await self._words).decode(errors="replace").strip()
+
+
 @contextlib.asynccontextmanager
-async def _filtering(program: Filter, key: Key, *, stdin: int, stdout: int) -> AsyncIterator[Process]:
+async def _filtering(program: Filter, key: Key, *, stdin: int, stdout: int) -> AsyncIterator[_Filtering]:
     with SecretFd(key_view(key)) as secret:
         argv = program(secret.fd)
         try:
@@ -135,17 +147,20 @@ async def _filtering(program: Filter, key: Key, *, stdin: int, stdout: int) -> A
             )
         except OSError as error:
             raise HypervisorError("image.filter", f"{argv[0]}: {error}") from error
+        running = _Filtering(process, process.stderr or asyncio.StreamReader())
         try:
-            yield process
+            yield running
         finally:
             if process.returncode is None:
                 process.kill()
-                await process.wait()
+            await running.ended()
 
 
-async def _ended(process: Process) -> tuple[int, str]:
-    _, said = await process.communicate()
-    return process.returncode or 0, said[-limits.PROGRAM_LOG_BYTES_MAX :].decode(errors="replace").strip()
+async def _last_words(stream: asyncio.StreamReader) -> bytes:
+    kept = b""
+    while some := await stream.read(limits.PROGRAM_LOG_BYTES_MAX):
+        kept = (kept + some)[-limits.PROGRAM_LOG_BYTES_MAX :]
+    return kept
 
 
 @contextlib.asynccontextmanager

@@ -77,10 +77,10 @@ class Qmp:
                 return await self._client.execute(command, arguments)
         except ExecuteError as error:
             raise HypervisorError("qemu.refused", f"{command}: {error}") from error
+        except TimeoutError as error:  # an OSError, too
+            raise HypervisorError("qemu.timeout", f"{command}: no answer in {limits.QMP_CALL_S} s") from error
         except (ExecInterruptedError, StateError, OSError) as error:
             raise HypervisorError("qemu.gone", f"{command}: QEMU closed the connection") from error
-        except TimeoutError as error:
-            raise HypervisorError("qemu.timeout", f"{command}: no answer in {limits.QMP_CALL_S} s") from error
 
     @contextmanager
     def events(self, *names: str) -> Iterator[Events]:
@@ -96,7 +96,8 @@ class Qmp:
         return Lent(answer["fd"], answer["fdset-id"])
 
     async def take_back(self, lent: Lent) -> None:
-        """Closes QEMU's copy."""
+        """Ends the loan. QEMU 7.2 closes its copy when it next looks while the VM runs; what it shows ends with the
+        lender's (``SecretFd.close``)."""
         await self.execute("remove-fd", {"fdset-id": lent.fdset})
 
     async def name_fd(self, fd: int, name: str) -> None:

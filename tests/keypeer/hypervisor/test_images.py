@@ -26,6 +26,10 @@ def plain(_fd: int) -> Sequence[str]:
     return ("cat",)
 
 
+def talkative(_fd: int) -> Sequence[str]:
+    return ("sh", "-c", "head -c 300000 /dev/zero >&2; exec cat")
+
+
 def broken(_fd: int) -> Sequence[str]:
     return ("sh", "-c", "head -c 1000000; echo no room >&2; exit 3")
 
@@ -103,7 +107,7 @@ async def test_what_cannot_be_saved_goes_on(guests: Guests, vm_key: bytes, folde
     assert not image.exists()
     assert not image.with_name("image.part").exists()
     # And without a filter the markers are there: the check above can fail.
-    await save(guest.qemu, image, vm_key, plain)
+    await save(guest.qemu, image, vm_key, talkative)
     assert image.read_bytes().count(guests.marker.encode()) >= MARKERS
     with pytest.raises(StateError) as exists:
         await save(guest.qemu, image, vm_key, plain)

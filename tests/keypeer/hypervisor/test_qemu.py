@@ -12,7 +12,7 @@ import pytest
 from keypeer.errors import StateError
 from keypeer.hypervisor.derive import DISK, VTPM, VTPM_MIGRATION, derive, derive_hex
 from keypeer.hypervisor.errors import HypervisorError
-from keypeer.hypervisor.qemu import Qemu, create_disk
+from keypeer.hypervisor.qemu import Qemu
 from tests.support.guest import Guests
 
 MIB = 1024 * 1024
@@ -92,11 +92,3 @@ async def test_a_key_of_another_size_starts_nothing(guests: Guests, key: bytes, 
     with pytest.raises(StateError) as refused:
         await guests.start(guests.spec("one"), key)
     assert refused.value.code == code
-
-
-async def test_a_disk_is_not_overwritten(folder: Path, vm_key: bytes) -> None:
-    disk = folder / "disk"
-    disk.write_bytes(b"precious")
-    with pytest.raises(StateError) as refused:
-        await create_disk(disk, MIB, vm_key)
-    assert (refused.value.code, disk.read_bytes()) == ("qemu.disk_exists", b"precious")
