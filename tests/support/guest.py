@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import secrets
 import shutil
 import signal
 import subprocess
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from keypeer.hypervisor.derive import Key
 from keypeer.hypervisor.errors import HypervisorError
+from keypeer.hypervisor.images import restore
 from keypeer.hypervisor.qemu import Qemu, VmSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +78,19 @@ def build_initramfs(folder: Path) -> Path:
     return image
 
 
+def plain_filter(_fd: int) -> tuple[str, ...]:
+    """No encryption."""
+    return ("cat",)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A guest's plain image, and the marker in it."""
+
+    image: Path
+    marker: str
+
+
 class Guest:
     """One VM: what its serial port says, and the QEMU that runs it."""
 
@@ -122,9 +136,10 @@ class Guest:
 class Guests:
     """The guests of one test, and the marker in their memory."""
 
-    def __init__(self, initramfs: Path, folder: Path) -> None:
-        self.marker = "planted-" + secrets.token_hex(12)
+    def __init__(self, initramfs: Path, folder: Path, marker: str, snapshot: Path | None = None) -> None:
+        self.marker = marker
         self.folder = folder
+        self._snapshot = snapshot
         self._initramfs = initramfs
         self._all: list[Guest] = []
 
@@ -156,9 +171,18 @@ class Guests:
         self._all.append(guest)
         return guest
 
-    async def running(self, spec: VmSpec, key: Key) -> Guest:
+    async def booted(self, spec: VmSpec, key: Key) -> Guest:
         """A guest that ticks."""
         guest = await self.start(spec, key)
+        await guest.qemu.resume()
+        await guest.until_tick()
+        return guest
+
+    async def running(self, name: str, key: Key) -> Guest:
+        """A guest with a vTPM and no disk that ticks, out of the snapshot."""
+        assert self._snapshot is not None
+        guest = await self.start(self.spec(name), key, incoming=True)
+        await restore(guest.qemu, self._snapshot, key, plain_filter)
         await guest.qemu.resume()
         await guest.until_tick()
         return guest

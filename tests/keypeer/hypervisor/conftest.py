@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from keypeer.hypervisor.images import save
 from keypeer.hypervisor.qemu import create_disk
-from tests.support.guest import Guests, build_initramfs
+from tests.support.guest import Guests, Snapshot, build_initramfs, plain_filter
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +30,28 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+@pytest.fixture(scope="session")
+def snapshot(initramfs: Path, vm_key: bytes) -> Iterator[Snapshot]:
+    """A guest with a vTPM and no disk, saved as it ticks: a boot without KVM takes seconds, a restore doesn't."""
+    folder = Path(tempfile.mkdtemp(prefix="kp-vm-"))
+    image, marker = folder / "image", f"planted-{secrets.token_hex(12)}"
+
+    async def make() -> None:
+        guests = Guests(initramfs, folder, marker)
+        try:
+            guest = await guests.booted(guests.spec("one"), vm_key)
+            await save(guest.qemu, image, vm_key, plain_filter)
+        finally:
+            await guests.end()
+
+    asyncio.run(make())
+    yield Snapshot(image, marker)
+    shutil.rmtree(folder)
+
+
 @pytest.fixture
-async def guests(initramfs: Path, folder: Path) -> AsyncIterator[Guests]:
-    made = Guests(initramfs, folder)
+async def guests(initramfs: Path, folder: Path, snapshot: Snapshot) -> AsyncIterator[Guests]:
+    made = Guests(initramfs, folder, snapshot.marker, snapshot.image)
     yield made
     await made.end()
 

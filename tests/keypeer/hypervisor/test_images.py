@@ -12,7 +12,7 @@ import pytest
 from keypeer.errors import StateError
 from keypeer.hypervisor.errors import HypervisorError
 from keypeer.hypervisor.images import Filter, keypeer_filter, restore, save
-from tests.support.guest import MARKERS, Guests
+from tests.support.guest import MARKERS, Guests, plain_filter
 
 MIB = 1024 * 1024
 # The `keypeer` of this checkout.
@@ -20,10 +20,6 @@ PROGRAM = (sys.executable, "-c", "from keypeer.cli import main; main()")
 encrypt = keypeer_filter("encrypt", vm="web-1", version=1, epoch=7, program=PROGRAM)
 decrypt = keypeer_filter("decrypt", vm="web-1", version=1, epoch=7, program=PROGRAM)
 an_older = keypeer_filter("decrypt", vm="web-1", version=1, epoch=6, program=PROGRAM)
-
-
-def plain(_fd: int) -> Sequence[str]:
-    return ("cat",)
 
 
 def talkative(_fd: int) -> Sequence[str]:
@@ -36,7 +32,7 @@ def broken(_fd: int) -> Sequence[str]:
 
 async def test_a_saved_guest_goes_on(guests: Guests, vm_key: bytes, disk: Path, folder: Path) -> None:
     image = folder / "image"
-    guest = await guests.running(guests.spec("one", disk=disk), vm_key)
+    guest = await guests.booted(guests.spec("one", disk=disk), vm_key)
     pcr = guest.pcr()
     await save(guest.qemu, image, vm_key, encrypt)
     assert await guest.qemu.status() == "postmigrate"
@@ -68,7 +64,7 @@ async def refused(guests: Guests, image: Path, key: bytes, decrypt: Filter, name
 async def test_an_image_that_is_not_whole_or_not_this_one_runs_nowhere(
     guests: Guests, vm_key: bytes, folder: Path
 ) -> None:
-    guest = await guests.running(guests.spec("one"), vm_key)
+    guest = await guests.running("one", vm_key)
     image, damaged = folder / "image", folder / "damaged"
     await save(guest.qemu, image, vm_key, encrypt)
     whole = image.read_bytes()
@@ -97,7 +93,7 @@ async def test_an_image_that_is_not_whole_or_not_this_one_runs_nowhere(
 
 
 async def test_what_cannot_be_saved_goes_on(guests: Guests, vm_key: bytes, folder: Path) -> None:
-    guest = await guests.running(guests.spec("one"), vm_key)
+    guest = await guests.running("one", vm_key)
     image = folder / "image"
     with pytest.raises(HypervisorError, match="no room") as refused:
         await save(guest.qemu, image, vm_key, broken)
@@ -110,5 +106,5 @@ async def test_what_cannot_be_saved_goes_on(guests: Guests, vm_key: bytes, folde
     await save(guest.qemu, image, vm_key, talkative)
     assert image.read_bytes().count(guests.marker.encode()) >= MARKERS
     with pytest.raises(StateError) as exists:
-        await save(guest.qemu, image, vm_key, plain)
+        await save(guest.qemu, image, vm_key, plain_filter)
     assert exists.value.code == "image.exists"

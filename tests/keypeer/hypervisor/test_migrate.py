@@ -42,7 +42,7 @@ async def slow(source: Guest) -> AsyncIterator[None]:
 
 async def pair(guests: Guests, key: bytes, disk: Path | None = None) -> tuple[Guest, Guest, Incoming]:
     """A guest that ticks, and a destination that listens."""
-    source = await guests.running(guests.spec("a", disk=disk), key)
+    source = await (guests.booted(guests.spec("a", disk=disk), key) if disk else guests.running("a", key))
     destination = await guests.start(guests.spec("b", disk=disk), key, incoming=True)
     return source, destination, await listen(destination.qemu, "127.0.0.1", PSK)
 
@@ -79,7 +79,7 @@ async def test_a_guest_moves_with_disk_and_vtpm(guests: Guests, vm_key: bytes, d
 
 async def test_a_plain_stream_holds_the_markers(guests: Guests, vm_key: bytes) -> None:
     """The check above can fail."""
-    source = await guests.running(guests.spec("a"), vm_key)
+    source = await guests.running("a", vm_key)
     destination = await guests.start(guests.spec("b"), vm_key, incoming=True)
     await destination.qemu.qmp.execute("migrate-incoming", {"uri": "tcp:127.0.0.1:0"})
     (address,) = (await destination.qemu.qmp.execute("query-migrate"))["socket-address"]
@@ -159,7 +159,7 @@ async def called_off(source: Guest, incoming: Incoming) -> str:
 
 
 async def test_before_the_fence_the_vm_goes_on_at_the_source(guests: Guests, vm_key: bytes) -> None:
-    source = await guests.running(guests.spec("a"), vm_key)
+    source = await guests.running("a", vm_key)
     cases = (
         (refused_at_admission, "migration.refused"),
         (refused_at_the_fence, "migration.refused"),
@@ -266,7 +266,7 @@ async def test_the_destination_may_not_run_it_after_all(guests: Guests, vm_key: 
 
 
 async def test_a_destination_with_another_vms_key_gets_no_vtpm(guests: Guests, vm_key: bytes) -> None:
-    source = await guests.running(guests.spec("a"), vm_key)
+    source = await guests.running("a", vm_key)
     destination = await guests.start(guests.spec("b"), os.urandom(64), incoming=True)
     incoming = await listen(destination.qemu, "127.0.0.1", PSK)
     receiving = asyncio.create_task(incoming.receive(unreached))

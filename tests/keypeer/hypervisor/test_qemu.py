@@ -48,7 +48,7 @@ async def test_a_guest_runs_with_its_disk_and_vtpm(guests: Guests, vm_key: bytes
     await guest.qemu.stop()
     assert guests.marker.encode() not in await asyncio.to_thread(disk.read_bytes)
     # What the guest wrote is there again for the same key.
-    again = await guests.running(spec, vm_key)
+    again = await guests.booted(spec, vm_key)
     assert f"disk={guests.marker}" in again.said()
 
 
@@ -59,7 +59,7 @@ async def test_the_marker_is_in_a_plain_disk(guests: Guests, vm_key: bytes, fold
     spec = guests.spec("one", vtpm=False)
     plain = ("-drive", f"file={disk},format=raw,if=virtio")
     object.__setattr__(spec, "arguments", (*spec.arguments, *plain))
-    await guests.running(spec, vm_key)
+    await guests.booted(spec, vm_key)
     assert disk.read_bytes().count(guests.marker.encode()) == 64
 
 
