@@ -65,6 +65,7 @@ KEY_FILE_BYTES_MAX = 16 * 1024  # bytes of a copy's pinned keys; each has some 1
 # ── hypervisors ────────────────────────────────────────────────────────────────────────────────────────────────
 QMP_CONNECT_S = 20.0  # seconds until QEMU speaks QMP; it sets up a large guest's memory before
 QMP_CALL_S = 60.0  # seconds for one QMP command; stopping a VM waits for its disks
+RUN_STATE_POLL_S = 0.001  # seconds between looks at a VM that QEMU is about to let run; it takes some 10 ms
 VM_STOP_S = 30.0  # seconds for QEMU to end after ``quit``; it flushes its disks
 VTPM_START_S = 10.0  # seconds; starting takes 5 ms, a busy machine longer
 PROGRAM_LOG_BYTES_MAX = 2048  # bytes of a program's last words that go into an error

@@ -20,7 +20,7 @@ from keypeer import limits
 from keypeer.errors import StateError
 from keypeer.hypervisor.derive import Key, key_view
 from keypeer.hypervisor.errors import HypervisorError
-from keypeer.hypervisor.migration import ENDED, set_capabilities, until
+from keypeer.hypervisor.migration import ENDED, set_capabilities, settled, until
 from keypeer.hypervisor.qemu import Qemu
 from keypeer.hypervisor.qmp import Events
 from keypeer.hypervisor.secretfd import SecretFd
@@ -54,8 +54,10 @@ async def save(machine: Qemu, image: Path, key: Key, encrypt: Filter) -> None:
         try:
             await _save(machine, out, key, encrypt)
         except HypervisorError as error:
-            if ran and error.code != "qemu.gone":
-                await machine.resume()
+            if error.code != "qemu.gone":
+                await settled(machine)
+                if ran:
+                    await machine.resume()
             raise
         await asyncio.to_thread(_keep, out, part, image)
 

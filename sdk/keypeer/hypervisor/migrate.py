@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from keypeer.hypervisor.errors import HypervisorError
-from keypeer.hypervisor.migration import ENDED, set_capabilities, until
+from keypeer.hypervisor.migration import ENDED, set_capabilities, settled, until
 from keypeer.hypervisor.psk import migration_psk
 from keypeer.hypervisor.qemu import Qemu
 from keypeer.hypervisor.qmp import Events
@@ -166,6 +166,7 @@ async def _finish(source: Qemu, events: Events, paused: Mapping[str, Any] | None
     passed = await until(events, ENDED | {"device"})
     ended = passed if passed["data"]["status"] in ENDED else await until(events, ENDED)
     if ended["data"]["status"] != "completed":
+        await settled(source)
         await source.pause()
         detail = f"after the fence: {await _why(source)}"
         raise HypervisorError("migration.lost", detail, "the VM stands still at the source; ask for the owner")
@@ -182,6 +183,7 @@ async def _cancel(source: Qemu, events: Events) -> None:
     await source.qmp.execute("migrate_cancel")
     if (await source.qmp.execute("query-migrate"))["status"] not in ENDED:
         await until(events, ENDED)
+    await settled(source)
 
 
 @contextlib.asynccontextmanager

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from keypeer import limits
+from keypeer.hypervisor.errors import HypervisorError
 from keypeer.hypervisor.qemu import Qemu
 from keypeer.hypervisor.qmp import Events
 
@@ -24,3 +27,15 @@ async def until(events: Events, statuses: frozenset[str]) -> Mapping[str, Any]:
         event = await events.next()
         if event["data"]["status"] in statuses:
             return event
+
+
+async def settled(machine: Qemu) -> str:
+    """The run state after a stream that failed or was cancelled. QEMU tells of its end before it lets the VM run again;
+    until then ``stop`` has no effect and ``cont`` is refused. Raises HypervisorError ``qemu.timeout``, ``qemu.gone``."""
+    try:
+        async with asyncio.timeout(limits.QMP_CALL_S):
+            while (status := await machine.status()) == "finish-migrate":
+                await asyncio.sleep(limits.RUN_STATE_POLL_S)
+    except TimeoutError as error:
+        raise HypervisorError("qemu.timeout", f"QEMU of {machine.spec.name} doesn't end its migration") from error
+    return status
