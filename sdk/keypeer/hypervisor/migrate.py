@@ -32,6 +32,8 @@ from keypeer.hypervisor.vtpm import tail
 
 Decision: TypeAlias = Callable[[], Awaitable[None]]
 
+_BEFORE_FENCE = frozenset({"none", "setup", "active"})
+
 
 class FenceUnknown(Exception):
     """Raised by a fence that can't tell whether the owner changed."""
@@ -150,13 +152,19 @@ async def send(
 
 
 async def finish(source: Qemu) -> Moved:
-    """Goes on after a fence that turned out to have changed the owner. Errors as ``send``'s after the fence."""
+    """Goes on after a fence that turned out to have changed the owner, wherever ``send`` was left. Errors as ``send``'s
+    after the fence, and HypervisorError ``migration.not_fenced``; ``Moved.fence`` is 0."""
     async with _watched(source) as events:
-        return await _finish(source, events, None)
+        status = await _status(source)
+        if status in _BEFORE_FENCE:
+            raise HypervisorError("migration.not_fenced", f"no migration stands at its fence: {status}")
+        if status == "pre-switchover":
+            return await _finish(source, events, None)
+        return await _outcome(source, events, 0.0)
 
 
 async def take_back(source: Qemu) -> None:
-    """Lets the VM go on here after a fence that turned out not to have changed the owner."""
+    """Lets the VM go on here after a fence that turned out not to have changed the owner, or was never asked."""
     async with _watched(source) as events:
         await _cancel(source, events)
 
@@ -164,24 +172,24 @@ async def take_back(source: Qemu) -> None:
 async def _finish(source: Qemu, events: Events, paused: Mapping[str, Any] | None) -> Moved:
     await source.qmp.execute("migrate-continue", {"state": "pre-switchover"})
     passed = await until(events, ENDED | {"device"})
-    ended = passed if passed["data"]["status"] in ENDED else await until(events, ENDED)
-    if ended["data"]["status"] != "completed":
+    return await _outcome(source, events, 0.0 if paused is None else _seconds(passed) - _seconds(paused))
+
+
+async def _outcome(source: Qemu, events: Events, fence: float) -> Moved:
+    if await _status(source) not in ENDED:
+        await until(events, ENDED)
+    told = await source.qmp.execute("query-migrate")
+    if told["status"] != "completed":
         await settled(source)
         await source.pause()
         detail = f"after the fence: {await _why(source)}"
         raise HypervisorError("migration.lost", detail, "the VM stands still at the source; ask for the owner")
-    told = await source.qmp.execute("query-migrate")
-    return Moved(
-        downtime=told["downtime"] / 1000,
-        fence=0.0 if paused is None else _seconds(passed) - _seconds(paused),
-        total=told["total-time"] / 1000,
-        bytes_sent=told["ram"]["transferred"],
-    )
+    return Moved(told["downtime"] / 1000, fence, told["total-time"] / 1000, told["ram"]["transferred"])
 
 
 async def _cancel(source: Qemu, events: Events) -> None:
     await source.qmp.execute("migrate_cancel")
-    if (await source.qmp.execute("query-migrate"))["status"] not in ENDED:
+    if await _status(source) not in ENDED | {"none"}:
         await until(events, ENDED)
     await settled(source)
 
@@ -195,6 +203,10 @@ async def _watched(source: Qemu) -> AsyncIterator[Events]:
         if error.code != "qemu.gone":
             raise
         raise HypervisorError("migration.source_gone", f"QEMU of {source.spec.name} died at the source") from error
+
+
+async def _status(source: Qemu) -> str:
+    return str((await source.qmp.execute("query-migrate")).get("status", "none"))
 
 
 async def _why(source: Qemu) -> str:

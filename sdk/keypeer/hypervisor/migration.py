@@ -30,11 +30,11 @@ async def until(events: Events, statuses: frozenset[str]) -> Mapping[str, Any]:
 
 
 async def settled(machine: Qemu) -> str:
-    """The run state after a stream that failed or was cancelled. QEMU tells of its end before it lets the VM run again;
-    until then ``stop`` has no effect and ``cont`` is refused. Raises HypervisorError ``qemu.timeout``, ``qemu.gone``."""
+    """The run state after a stream that failed or was cancelled. QEMU tells of its end before it lets the VM run
+    again; until then ``stop`` has no effect and ``cont`` is refused. Raises HypervisorError ``qemu.timeout``."""
     try:
         async with asyncio.timeout(limits.QMP_CALL_S):
-            while (status := await machine.status()) == "finish-migrate":
+            while (status := await machine.status()) == "finish-migrate":  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(limits.RUN_STATE_POLL_S)
     except TimeoutError as error:
         raise HypervisorError("qemu.timeout", f"QEMU of {machine.spec.name} doesn't end its migration") from error

@@ -34,6 +34,8 @@ async def migration_psk(
         lent = await machine.qmp.lend(secret.fd)
         _link(folder, lent.path)
         try:
+            with contextlib.suppress(HypervisorError):  # of a run that was killed
+                await machine.qmp.execute("object-del", {"id": _OBJECT})
             credentials = {
                 "qom-type": "tls-creds-psk",
                 "id": _OBJECT,

@@ -13,6 +13,8 @@ import pytest
 from keypeer.errors import StateError
 from keypeer.hypervisor.errors import HypervisorError
 from keypeer.hypervisor.migrate import FenceUnknown, Incoming, finish, listen, send, take_back
+from keypeer.hypervisor.psk import migration_psk
+from keypeer.hypervisor.qemu import Qemu
 from tests.support.guest import MARKERS, Guest, Guests
 from tests.support.relay import relay_to
 
@@ -160,6 +162,9 @@ async def called_off(source: Guest, incoming: Incoming) -> str:
 
 async def test_before_the_fence_the_vm_goes_on_at_the_source(guests: Guests, vm_key: bytes) -> None:
     source = await guests.running("a", vm_key)
+    with pytest.raises(HypervisorError, match=r"migration\.not_fenced: .* none"):
+        await finish(source.qemu)
+    await take_back(source.qemu)
     cases = (
         (refused_at_admission, "migration.refused"),
         (refused_at_the_fence, "migration.refused"),
@@ -190,15 +195,29 @@ async def test_before_the_fence_the_vm_goes_on_at_the_source(guests: Guests, vm_
     assert await source.qemu.status() == "postmigrate"
 
 
-async def test_an_unknown_fence_is_finished_later(guests: Guests, vm_key: bytes) -> None:
+async def test_another_agent_finishes_what_one_left_in_the_fence(guests: Guests, vm_key: bytes) -> None:
     source, destination, incoming = await pair(guests, vm_key)
     receiving = asyncio.create_task(incoming.receive(yes))
     assert await unknown(source, incoming) == "migration.fence_unknown"
-    # As an agent does that was started again.
-    moved = await finish(source.qemu)
+    await source.qemu.detach()
+    found = await Qemu.attach(source.spec)
+    moved = await finish(found)
     await receiving
     await destination.until_tick()
-    assert (await source.qemu.status(), moved.fence) == ("postmigrate", 0.0)
+    assert (await found.status(), moved.fence) == ("postmigrate", 0.0)
+    # Asked again, it says the same.
+    assert await finish(found) == moved
+    await found.stop()
+
+
+async def test_what_a_killed_agent_left_is_in_nobodys_way(guests: Guests, vm_key: bytes) -> None:
+    source, destination, incoming = await pair(guests, vm_key)
+    await migration_psk(source.qemu, os.urandom(32), "client").__aenter__()
+    await asyncio.gather(
+        send(source.qemu, "127.0.0.1", incoming.port, PSK, admit=yes, fence=yes), incoming.receive(yes)
+    )
+    await destination.until_tick()
+    assert not (source.spec.folder / "psk").exists()
 
 
 async def test_the_source_dies_after_the_fence(guests: Guests, vm_key: bytes) -> None:
