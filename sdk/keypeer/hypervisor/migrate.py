@@ -178,9 +178,9 @@ async def _finish(source: Qemu, events: Events, paused: Mapping[str, Any] | None
 async def _outcome(source: Qemu, events: Events, fence: float) -> Moved:
     if await _status(source) not in ENDED:
         await until(events, ENDED)
+    await settled(source)  # the figures are there only then, too
     told = await source.qmp.execute("query-migrate")
     if told["status"] != "completed":
-        await settled(source)
         await source.pause()
         detail = f"after the fence: {await _why(source)}"
         raise HypervisorError("migration.lost", detail, "the VM stands still at the source; ask for the owner")

@@ -30,8 +30,8 @@ async def until(events: Events, statuses: frozenset[str]) -> Mapping[str, Any]:
 
 
 async def settled(machine: Qemu) -> str:
-    """The run state after a stream that failed or was cancelled. QEMU tells of its end before it lets the VM run
-    again; until then ``stop`` has no effect and ``cont`` is refused. Raises HypervisorError ``qemu.timeout``."""
+    """The run state after an outgoing stream. QEMU tells of its end before it lets the VM run again that it couldn't
+    move; until then ``stop`` has no effect and ``cont`` is refused. Raises HypervisorError ``qemu.timeout``."""
     try:
         async with asyncio.timeout(limits.QMP_CALL_S):
             while (status := await machine.status()) == "finish-migrate":  # noqa: ASYNC110 - no event tells
