@@ -178,7 +178,7 @@ async def _finish(source: Qemu, events: Events, paused: Mapping[str, Any] | None
 async def _outcome(source: Qemu, events: Events, fence: float) -> Moved:
     if await _status(source) not in ENDED:
         await until(events, ENDED)
-    await settled(source)  # the figures are there only then, too
+    await settled(source)
     told = await source.qmp.execute("query-migrate")
     if told["status"] != "completed":
         await source.pause()
@@ -206,7 +206,11 @@ async def _watched(source: Qemu) -> AsyncIterator[Events]:
 
 
 async def _status(source: Qemu) -> str:
-    return str((await source.qmp.execute("query-migrate")).get("status", "none"))
+    told = await source.qmp.execute("query-migrate")
+    # Before its first migration away, a VM that came by one says how that ended, and none of an outgoing one's figures.
+    if told.get("status") == "completed" and "total-time" not in told:
+        return "none"
+    return str(told.get("status", "none"))
 
 
 async def _why(source: Qemu) -> str:
