@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = read_settings(options.config)
         if settings.exit_with_parent:
-            hardening.exit_with_parent()
+            hardening.exit_with_parent(settings.parent)
         os.environ.update(settings.environment)
         engine = Engine(
             settings.module,

@@ -18,9 +18,12 @@ def protect_memory() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
-def exit_with_parent() -> None:
-    """SIGTERM to this process when its parent dies (prctl(2), PR_SET_PDEATHSIG)."""
+def exit_with_parent(parent: int = 0) -> None:
+    """SIGTERM to this process when its parent dies (prctl(2), PR_SET_PDEATHSIG); an end now when ``parent`` is a pid
+    and another process' by now."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if parent and os.getppid() != parent:
+        raise SystemExit(f"whoever started this worker (pid {parent}) has ended")
 
 
 def _prctl(option: int, value: int) -> None:

@@ -31,6 +31,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     recycle_after: Annotated[int, Meta(ge=1)] = limits.RECYCLE_AFTER_OPERATIONS  # operations
     self_test_interval: Seconds = limits.SELF_TEST_INTERVAL_S
     exit_with_parent: bool = False  # SIGTERM when the parent dies, for a worker that a supervisor starts
+    parent: Annotated[int, Meta(ge=0)] = 0  # its pid; a worker that starts after its death ends at once
 
     @property
     def lock_path(self) -> Path:

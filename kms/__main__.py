@@ -8,49 +8,53 @@ import socket
 import sys
 from pathlib import Path
 
-_WORKER_ARGUMENTS = 5  # program, "worker", folder, index, file descriptor
-_BACKGROUND_ARGUMENTS = 3  # program, "background", folder
+# Program, kind, folder, the supervisor's pid, the heartbeats' descriptor; web workers' index and listener's descriptor.
+_BACKGROUND_ARGUMENTS = 5
+_WORKER_ARGUMENTS = 7
 
 
 def main(arguments: list[str]) -> None:
     """Runs what the arguments name."""
     if len(arguments) == _WORKER_ARGUMENTS and arguments[1] == "worker":
-        _worker(Path(arguments[2]), int(arguments[3]), int(arguments[4]))
+        _worker(Path(arguments[2]), *map(int, arguments[3:]))
         return
     if len(arguments) == _BACKGROUND_ARGUMENTS and arguments[1] == "background":
-        _background(Path(arguments[2]))
+        _background(Path(arguments[2]), *map(int, arguments[3:]))
         return
     from kms.cli.serve import serve
 
     serve(args=arguments[1:])
 
 
-def _worker(folder: Path, index: int, descriptor: int) -> None:
+def _worker(folder: Path, parent: int, heartbeats: int, index: int, listener: int) -> None:
     import uvloop
 
     from kms import app, hardening, logs
+    from kms.heartbeats import Heartbeats
     from kms.settings import read_home
 
     hardening.protect_memory()
-    hardening.die_with_parent()
+    hardening.die_with_parent(parent)
     home = read_home(folder)
     logs.configure(home.settings.log.format, home.settings.log.level, worker=f"web-{index}")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(app.serve(home, socket.socket(fileno=descriptor)))
+        beats = Heartbeats(heartbeats, home.processes())
+        runner.run(app.serve(home, socket.socket(fileno=listener), beats, f"web-{index}"))
 
 
-def _background(folder: Path) -> None:
+def _background(folder: Path, parent: int, heartbeats: int) -> None:
     import uvloop
 
     from kms import background, hardening, logs
+    from kms.heartbeats import Heartbeats
     from kms.settings import read_home
 
     hardening.protect_memory()
-    hardening.die_with_parent()
+    hardening.die_with_parent(parent)
     home = read_home(folder)
     logs.configure(home.settings.log.format, home.settings.log.level, worker="background")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(background.serve(home))
+        runner.run(background.serve(home, Heartbeats(heartbeats, home.processes())))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ import asyncio
 import os
 import signal
 import socket
-import ssl
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -17,16 +17,18 @@ from aiohttp import web
 
 from keypeer.wire.tlog.note import VerifierKey
 from kms import limits
+from kms.clocks import SystemClock
 from kms.custody.client import HsmClient
-from kms.errors import BadRequest
 from kms.evidence.ek import VendorCas
 from kms.flows.context import AttestationProfile, Context, LogProfile
+from kms.heartbeats import Heartbeats
 from kms.records import Records, RuntimePolicies
 from kms.rollback import RollbackGuard
 from kms.settings import Home
 from kms.signing_keys import first_keys
 from kms.store.lmdb import LmdbStore
 from kms.store.port import Store
+from kms.tls import Follower, first_ca, server_certificate, tls_context
 from kms.web.limiter import Limiter
 from kms.web.metrics import Metrics
 from kms.web.server import application
@@ -34,7 +36,6 @@ from kms.witness.client import HttpWitnesses
 from kms.witness.port import Witness, WitnessClient
 
 _log = structlog.get_logger("keypeer.app")
-_NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: kms/web/identity.py checks dates, with words
 
 
 @asynccontextmanager
@@ -72,19 +73,22 @@ async def open_context(home: Home, *, background: bool = False) -> AsyncIterator
         rollback = RollbackGuard(store, custody, records)
         if (trouble := await rollback.look()) is not None:
             _log.error("store and token", code=trouble.error().code, detail=trouble.error().detail)
+        clock = SystemClock()
         yield Context(
             store=store,
             records=records,
             runtime=RuntimePolicies(store, records),
             custody=custody,
-            clock=time.time,
+            clock=clock,
+            clock_set_by=clock.set_by,
             random=os.urandom,
             profile=profile(home),
             vendor_cas=read_vendor_cas(home),
-            ca=ssl.PEM_cert_to_DER_cert((home.tls / "ca.pem").read_text("ascii")),
+            ca=first_ca(home),
             first_keys=first_keys(description),
             log=log_profile(home, witnesses),
             rollback=rollback,
+            server_certificate=partial(server_certificate, home),
         )
 
 
@@ -131,29 +135,15 @@ def _files(folder: Path) -> list[tuple[str, bytes]]:
     return [(str(path.relative_to(folder)), path.read_bytes()) for path in paths]
 
 
-def tls_context(home: Home) -> ssl.SSLContext:
-    """TLS 1.3 with the service's certificate; client certificates must chain to the HSM's CA. Which calls need one is
-    the routes' matter."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    try:
-        context.load_cert_chain(home.tls / "server.pem", home.tls / "server.key")
-        context.load_verify_locations(home.tls / "ca.pem")
-    except (OSError, ssl.SSLError) as error:
-        raise BadRequest("settings.tls", f"{home.tls}: {error}", hint="keypeer init makes certificates") from None
-    context.verify_mode = ssl.CERT_OPTIONAL
-    context.verify_flags |= ssl.VerifyFlags(_NO_CHECK_TIME)
-    context.num_tickets = 0  # agents keep their connections alive; a ticket would outlive a revoked certificate
-    return context
-
-
-async def serve(home: Home, listener: socket.socket) -> None:
+async def serve(home: Home, listener: socket.socket, heartbeats: Heartbeats, name: str) -> None:
     """One web worker, until SIGTERM."""
+    beating = asyncio.create_task(heartbeats.beat(name))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with open_context(home) as ctx:
+    async with open_context(home) as opened:
+        ctx = replace(opened, silent=heartbeats.silent)
         # A host's handler runs on when its connection goes: a release that is being committed is finished, not torn.
         runner = web.AppRunner(
             application(ctx, Metrics(), Limiter(home.rates, home.settings.service.workers)),
@@ -162,7 +152,13 @@ async def serve(home: Home, listener: socket.socket) -> None:
             shutdown_timeout=limits.SHUTDOWN_GRACE_S,
         )
         await runner.setup()
-        await web.SockSite(runner, listener, ssl_context=tls_context(home)).start()
+        context = tls_context(home)
+        follower = Follower(ctx, home, context)
+        await follower.look()
+        await web.SockSite(runner, listener, ssl_context=context).start()
+        following = asyncio.create_task(follower.run())
         _log.info("serving", address=f"{home.address[0]}:{home.address[1]}", pid=os.getpid())
         await stop.wait()
+        following.cancel()
         await runner.cleanup()
+    beating.cancel()

@@ -23,8 +23,9 @@ from kms import limits
 from kms.app import open_context
 from kms.domain import HEARTBEAT, JobNote
 from kms.errors import KeypeerError
-from kms.flows import checkpoints, destructions, rotation_rounds, rotation_starts, vm_rotations
+from kms.flows import checkpoints, clock, destructions, rotation_rounds, rotation_starts, vm_rotations
 from kms.flows.context import Context
+from kms.heartbeats import Heartbeats
 from kms.records import JOB_NOTES
 from kms.settings import Home
 
@@ -52,12 +53,14 @@ JOBS: tuple[Job, ...] = (
     Job("rotation", limits.ROTATION_STEP_S, rotation_rounds.step),
     Job("vm-dues", limits.DUE_INTERVAL_S, destructions.step),
     Job("vm-rotations", limits.ROTATION_STEP_S, vm_rotations.step),
+    Job("clock", limits.CLOCK_LOOK_S, clock.watcher()),
     Job("checkpoints", limits.CHECKPOINT_INTERVAL_S, checkpoints.step),
 )
 
 
-async def serve(home: Home, jobs: Sequence[Job] = JOBS) -> None:
+async def serve(home: Home, heartbeats: Heartbeats, jobs: Sequence[Job] = JOBS) -> None:
     """Every job, until SIGTERM."""
+    beating = asyncio.create_task(heartbeats.beat("background"))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -69,7 +72,8 @@ async def serve(home: Home, jobs: Sequence[Job] = JOBS) -> None:
     if working.done():
         working.result()  # it never returns: what it raised ends the process, and the supervisor starts another
     working.cancel()
-    await asyncio.gather(working, return_exceptions=True)
+    beating.cancel()
+    await asyncio.gather(working, beating, return_exceptions=True)
 
 
 async def _serve(home: Home, jobs: Sequence[Job]) -> None:

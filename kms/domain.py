@@ -6,6 +6,7 @@ Times are Unix seconds.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 import msgspec
@@ -67,6 +68,8 @@ class EnrolledHost(Record, frozen=True):
     decided_at: int = 0
     why: str = ""
     manufacturer: str = ""  # of the TPM, by its EK certificate; empty where there is none
+    previous_sha256: bytes = b""  # the certificate before, which is good too until then
+    previous_until: int = 0
 
 
 class EkOwner(Record, frozen=True):
@@ -480,12 +483,13 @@ class RotationProgress(Record, frozen=True):
     at: int = 0
 
 
-SigningName = Literal["geo", "appraisal", "session", "audit"]
+SigningName = Literal["geo", "appraisal", "session", "audit", "ca"]
 
 
 class SigningVersion(Record, frozen=True):
     """A version of a signing key in the HSM. ``public_key``: SubjectPublicKeyInfo DER. ``endorsement``: of a session
-    key, the signature of the version before it. A retired one verifies nothing any more."""
+    key, the signature of the version before it. ``certificate``: of a CA key, self-signed, DER. A retired one verifies
+    nothing any more."""
 
     version: int
     public_key: bytes
@@ -496,6 +500,7 @@ class SigningVersion(Record, frozen=True):
     why: str = ""
     endorsement: bytes = b""
     destroyed_at: int = 0
+    certificate: bytes = b""
 
 
 class SigningKeyRecord(Record, frozen=True):
@@ -550,3 +555,20 @@ class OpenProposal(Record, frozen=True):
     """Index of proposals that haven't ended, some that have included."""
 
     expires_at: int
+
+
+class IssuedCertificate(Record, frozen=True):
+    """The certificate issued last to a host or to staff, DER, and the version of the CA key that signed it. The one
+    before is good until ``previous_until``: its holder may not have got the answer that brought the new one."""
+
+    certificate: bytes
+    ca: int
+    until: int
+    previous_sha256: bytes = b""
+    previous_until: int = 0
+    previous_ca: int = 0
+
+    @property
+    def sha256(self) -> bytes:
+        """The certificate's, by which other records name it."""
+        return hashlib.sha256(self.certificate).digest()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import signal
+import sys
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _PR_SET_DUMPABLE = 4
@@ -22,6 +24,9 @@ def protect_memory() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
-def die_with_parent() -> None:
-    """SIGTERM when the supervisor dies, so that no worker is left behind holding its socket."""
+def die_with_parent(parent: int) -> None:
+    """SIGTERM when the supervisor dies, so that no worker is left behind holding its socket; an end now when the
+    process ``parent``, which is the supervisor, is no longer ours."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(f"the supervisor (pid {parent}) has ended")

@@ -26,6 +26,13 @@ STAFF_CERTIFICATE_LIFE_S = 366 * 86400  # seconds
 SERVER_CERTIFICATE_LIFE_S = 366 * 86400  # seconds
 CERTIFICATE_BACKDATE_S = 300  # seconds; clocks of hosts and service differ
 CSR_BYTES_MAX = 16384  # bytes of PEM
+CERTIFICATE_RENEW_S = 30 * 86400  # seconds left below which a certificate is issued anew
+CERTIFICATE_OVERLAP_S = (
+    7 * 86400
+)  # seconds for which the one before is good too: a host that lost the answer, and power
+CA_WATCH_S = 1.0  # seconds between looks of a web worker at the CA's versions and at its own certificate
+CA_SETTLE_S = 5  # seconds until a new CA version issues: every web worker knows it then, several looks over
+CA_ISSUED_LATE_S = 60  # seconds more in which the version before may still have issued; as SIGNING_CLAIM_S
 
 # ── HTTP ───────────────────────────────────────────────────────────────────────────────────────────────────────
 BODY_BYTES_MAX = 2 * 1024 * 1024  # bytes; 10,000 VM entries of some 150 bytes
@@ -67,9 +74,16 @@ WATCHDOG_INTERVAL_S = 1.0  # seconds between the supervisor's pings
 RESTART_DELAY_S = 0.1  # seconds before a dead worker is started again; doubles to RESTART_DELAY_MAX_S
 RESTART_DELAY_MAX_S = 10.0  # seconds
 WORKER_STEADY_S = 30.0  # seconds of life after which a worker's restart delay starts over
+BEAT_S = 0.5  # seconds between signs of life of the service's own processes
+BEAT_MISSED_S = 1.5  # seconds without one after which /readyz tells
+WORKER_SILENT_MAX_S = 10.0  # seconds without one after which a process is replaced; a loop is held some 0.3 s at most
+WORKER_START_DEADLINE_S = 20.0  # seconds that a process has for its imports until its first one; they take one
+HSM_SILENT_S = 2.0  # seconds beyond twice what frames took lately, after which a worker gets no more operations
 
 # ── clock ──────────────────────────────────────────────────────────────────────────────────────────────────────
 CLOCK_BACKWARDS_MAX_S = 5  # seconds that the clock may stand before the newest audit entry
+CLOCK_STEP_MAX_S = 5  # seconds by which the clock may be set while a process runs; NTP slews what is under 0.128
+CLOCK_LOOK_S = 1.0  # seconds between looks at whether it was set
 
 # ── TPM structures and evidence ────────────────────────────────────────────────────────────────────────────────
 TPM_DIGEST_BYTES_MAX = 64  # bytes; TPM2B_DIGEST holds at most a SHA-512 (TPM 2.0 Part 2 §10.4.2)
@@ -150,6 +164,7 @@ DISK_RESERVE_BYTES = 64 * 1024 * 1024  # bytes; below it the service says that i
 STORE_STALL_S = 10.0  # seconds that a transaction may wait for lock and disk before the store is called stuck
 STORE_PROBE_BYTES = 64 * 1024  # bytes of pages that a health check asks for when room was short; a commit takes 10–20
 STORE_PROBE_S = 5.0  # seconds that a health check waits for the commit that tells whether there is room again
+STORE_PROBE_EVERY_S = 1.0  # seconds without a commit after which health tries one: only that tells that a disk writes
 
 # ── lifecycle ──────────────────────────────────────────────────────────────────────────────────────────────────
 DESTROY_AFTER_MIN_S = 86400  # seconds; a day, so that whoever misses the key can say so
@@ -165,7 +180,7 @@ LIST_PROBE = 64  # index records read to see which index of a filter is the spar
 DUE_INTERVAL_S = 1.0  # seconds between looks at what fell due; an empty look is one read
 DUE_STEP_MAX = 1000  # keys that one step settles, some 0.2 s; SCAN_MAX
 DUE_RETRY_S = 3600  # seconds until a key is looked at again that couldn't be settled
-ROTATION_PAGE = 256  # VMs that a rotation looks at between two commits; one HSM frame
+VM_ROTATION_PAGE = 256  # VMs that a rotation looks at between two commits; one HSM frame
 ROTATION_STEP_PAGES = 8  # pages of each rotation a step; a second or so
 ROTATIONS_AT_ONCE = 16  # rotations of many keys that run at the same time
 DUE_TOGETHER = 64  # keys settled at the same time, so that their commits share an fsync

@@ -40,13 +40,16 @@ class CertifiedIdentity:
     sha256: bytes
 
 
-def ca_tbs(public_key: bytes, *, serial: bytes, now: int) -> bytes:
-    """To-be-signed bytes of the self-signed CA certificate over ``public_key`` (SPKI DER)."""
+def ca_tbs(public_key: bytes, *, serial: bytes, now: int, version: int = 1) -> bytes:
+    """To-be-signed bytes of the self-signed CA certificate over ``public_key`` (SPKI DER). Each version of the key has
+    a name and a key identifier of its own, so that chains are found among several (RFC 5280 §4.2.1.1)."""
     key = _load_spki(public_key)
-    builder = _builder(key, _name(_CA_NAME), serial, now, limits.CA_LIFE_S)
+    name = _name(_CA_NAME if version == 1 else f"{_CA_NAME} {version}")
+    builder = _builder(key, name, name, serial, now, limits.CA_LIFE_S)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_key_usage(signs_certificates=True), critical=True)
     builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key), critical=False)
     return _tbs(builder)
 
 
@@ -114,10 +117,30 @@ def read_identity(certificate: bytes) -> CertifiedIdentity:
     )
 
 
-def certificate_key(certificate: bytes) -> bytes:
-    """The public key (SPKI DER) of a certificate's DER."""
+def is_issued_by(certificate: bytes, ca: bytes) -> bool:
+    """Whether the CA of certificate ``ca`` signed ``certificate`` (both DER)."""
+    try:
+        x509.load_der_x509_certificate(certificate).verify_directly_issued_by(x509.load_der_x509_certificate(ca))
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def issuer_name(certificate: bytes) -> str:
+    """The issuer of a certificate (DER), for people (RFC 4514)."""
+    return x509.load_der_x509_certificate(certificate).issuer.rfc4514_string()
+
+
+def spki_of(certificate: bytes) -> bytes:
+    """The public key of a certificate (SPKI DER)."""
     key = x509.load_der_x509_certificate(certificate).public_key()
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def from_pem(text: str) -> list[bytes]:
+    """DER of every certificate in ``text``. Raises ValueError where there is none."""
+    found = x509.load_pem_x509_certificates(text.encode())
+    return [certificate.public_bytes(serialization.Encoding.DER) for certificate in found]
 
 
 def to_pem(certificate: bytes) -> str:
@@ -158,14 +181,19 @@ def _general_name(host: str) -> x509.GeneralName:
 
 
 def _builder(
-    key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey, subject: x509.Name, serial: bytes, now: int, life: int
+    key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
+    subject: x509.Name,
+    issuer: x509.Name,
+    serial: bytes,
+    now: int,
+    life: int,
 ) -> x509.CertificateBuilder:
     # RFC 5280 §4.1.2.2: positive and not zero; the top bit is cleared, the lowest set.
     number = (int.from_bytes(serial, "big") >> 1) | 1
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(_name(_CA_NAME))
+        .issuer_name(issuer)
         .public_key(key)
         .serial_number(number)
         .not_valid_before(datetime.fromtimestamp(now - limits.CERTIFICATE_BACKDATE_S, UTC))
@@ -185,7 +213,7 @@ def _leaf_tbs(
 ) -> bytes:
     issuer = x509.load_der_x509_certificate(ca)
     issuer_key_id = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    builder = _builder(key, _name(common_name), serial, now, life)
+    builder = _builder(key, _name(common_name), issuer.subject, serial, now, life)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_key_usage(signs_certificates=False), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)

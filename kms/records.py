@@ -85,6 +85,7 @@ EVIDENCE = Kind("evidence", domain.HostEvidence)  # by host: what it proved last
 RUNTIME_POLICIES = Kind("runtime", domain.StoredRuntimePolicy)
 LAUNCHES = Kind("launch", domain.LaunchPosition)  # by host: this boot's launch log
 LEASES = Kind("lease", domain.Lease, sealed=False)  # by VM
+CERTIFICATES = Kind("certificate", domain.IssuedCertificate)  # by role/name: the one issued last
 REFUSALS = Kind("refusal", domain.Refusal, sealed=False)  # by host
 APPROVAL_RULES = Kind("approval-rules", domain.ApprovalRules)  # one, called "officers"
 PROPOSALS = Kind("proposal", domain.Proposal)  # by id

@@ -176,6 +176,10 @@ class Home:
         named = {name: getattr(table, name) for name in table.__struct_fields__}
         return {name: Rate(each.rate, each.burst) for name, each in named.items()}
 
+    def processes(self) -> tuple[str, ...]:
+        """The names of the service's own processes below its supervisor."""
+        return (*(f"web-{index}" for index in range(self.settings.service.workers)), "background")
+
     def hsm_sockets(self) -> tuple[Path, ...]:
         """One Unix socket for each HSM worker."""
         longest = len(os.fsencode(self.run)) + len("/command-4194304.sock")
@@ -203,6 +207,7 @@ class Home:
             "socket": str(socket),
             "environment": {key: self._expand(value) for key, value in hsm.environment.items()},
             "exit_with_parent": True,
+            "parent": os.getpid(),
         }
         if hsm.recycle_after is not None:
             worker["recycle_after"] = hsm.recycle_after

@@ -1,4 +1,4 @@
-"""The signing keys' versions (geo, appraisal, session, audit): which sign, which still verify.
+"""The signing keys' versions (geo, appraisal, session, audit, ca): which sign, which still verify.
 
 The HSM has the keys; which of them count is in a sealed record, read afresh for each use, so that every process of the
 service moves to a new version with the commit that says so. Before the first rotation there is no record, and version 1
@@ -20,7 +20,7 @@ from kms.records import Kind, Records
 from kms.store.port import Check
 
 SIGNING_KEYS = Kind("signing-key", SigningKeyRecord)  # by name
-ROTATED: tuple[SigningName, ...] = ("geo", "appraisal", "session", "audit")
+ROTATED: tuple[SigningName, ...] = ("geo", "appraisal", "session", "audit", "ca")
 
 
 @dataclass(frozen=True, slots=True)

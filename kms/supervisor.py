@@ -24,6 +24,7 @@ from hsm_adapter.pin import Pin, read_pin
 from hsm_adapter.protocol import Ping
 from kms import limits
 from kms.errors import BadRequest
+from kms.heartbeats import Heartbeats
 from kms.settings import Home
 from kms.web import metrics
 
@@ -33,7 +34,8 @@ _WEB, _BACKGROUND, _HSM = range(3)  # the order in which they are stopped
 
 @dataclass(slots=True)
 class Worker:
-    """One process to keep running. ``socket`` is set for HSM workers, which are pinged on it."""
+    """One process to keep running. ``socket`` is set for HSM workers, which are pinged on it; the others show signs of
+    life themselves."""
 
     name: str
     command: Sequence[str]
@@ -48,8 +50,11 @@ class Worker:
 class Supervisor:
     """Keeps ``workers`` running until ``stop``."""
 
-    def __init__(self, workers: Sequence[Worker], metrics_folder: Path, pin_variable: str = "") -> None:
+    def __init__(
+        self, workers: Sequence[Worker], heartbeats: Heartbeats, metrics_folder: Path, pin_variable: str = ""
+    ) -> None:
         self._workers = tuple(workers)
+        self._heartbeats = heartbeats
         self._metrics = metrics_folder
         self._environment = {**os.environ, metrics.FOLDER_VARIABLE: str(metrics_folder)}
         # Web workers hold no PIN, so they don't inherit one either.
@@ -67,8 +72,7 @@ class Supervisor:
             async with asyncio.TaskGroup() as keepers:
                 for worker in self._workers:
                     keepers.create_task(self._keep(worker))
-                    if worker.socket is not None:
-                        keepers.create_task(self._watch(worker))
+                    keepers.create_task(self._watch(worker) if worker.socket is not None else self._listen(worker))
                 await self._stopping.wait()
                 await self._end()
         finally:
@@ -118,10 +122,28 @@ class Supervisor:
             stdin=stdin,
         )
         worker.started = time.monotonic()
+        if worker.socket is None:
+            self._heartbeats.starting(worker.name)
         if worker.pin is not None and process.stdin is not None:
             process.stdin.write(worker.pin.reveal().encode())
             process.stdin.close()
         return process
+
+    async def _listen(self, worker: Worker) -> None:
+        """Kills a process of our own that shows no sign of life."""
+        looked = time.monotonic()
+        while not self._stopping.is_set():
+            await _sleep(self._stopping, limits.WATCHDOG_INTERVAL_S)
+            before, looked = looked, time.monotonic()
+            process = worker.process
+            if process is None or process.returncode is not None:
+                continue
+            # Who was itself held up (a machine that was paused) gives the others time to show themselves.
+            late = looked - before > 2 * limits.WATCHDOG_INTERVAL_S
+            silence = self._heartbeats.silence(worker.name)
+            if silence > limits.WORKER_SILENT_MAX_S and not late:
+                _log.error("worker hangs", worker=worker.name, silent_s=round(silence, 1))
+                _signal(worker, signal.SIGKILL)
 
     async def _watch(self, worker: Worker) -> None:
         """Kills an HSM worker that stops answering: its one thread is stuck in the module."""
@@ -219,23 +241,26 @@ def hsm_workers(home: Home) -> list[Worker]:
     return workers
 
 
-def web_workers(home: Home, sockets: Sequence[socket.socket]) -> list[Worker]:
-    """One web worker for each listening socket."""
+def web_workers(home: Home, sockets: Sequence[socket.socket], heartbeats: int) -> list[Worker]:
+    """One web worker for each listening socket; ``heartbeats`` is the descriptor of their signs of life."""
     return [
         Worker(
             f"web-{index}",
-            (sys.executable, "-m", "kms", "worker", str(home.folder), str(index), str(listener.fileno())),
-            files=(listener.fileno(),),
+            (*_child("worker", home, heartbeats), str(index), str(listener.fileno())),
+            files=(heartbeats, listener.fileno()),
             stage=_WEB,
         )
         for index, listener in enumerate(sockets)
     ]
 
 
-def background_worker(home: Home) -> Worker:
+def background_worker(home: Home, heartbeats: int) -> Worker:
     """The process that does periodic and long work."""
-    command = (sys.executable, "-m", "kms", "background", str(home.folder))
-    return Worker("background", command, stage=_BACKGROUND)
+    return Worker("background", _child("background", home, heartbeats), files=(heartbeats,), stage=_BACKGROUND)
+
+
+def _child(kind: str, home: Home, heartbeats: int) -> tuple[str, ...]:
+    return sys.executable, "-m", "kms", kind, str(home.folder), str(os.getpid()), str(heartbeats)
 
 
 async def supervise(home: Home, ready: Callable[[], None]) -> None:
@@ -245,8 +270,10 @@ async def supervise(home: Home, ready: Callable[[], None]) -> None:
     folder = home.run / "metrics"
     metrics.clear(folder)
     source, _, variable = home.settings.hsm.pin.partition(":")
-    workers = [*hsm_workers(home), *web_workers(home, sockets), background_worker(home)]
-    supervisor = Supervisor(workers, folder, variable if source == "env" else "")
+    heartbeats = Heartbeats.make(home.processes())
+    ours = [*web_workers(home, sockets, heartbeats.descriptor), background_worker(home, heartbeats.descriptor)]
+    workers = [*hsm_workers(home), *ours]
+    supervisor = Supervisor(workers, heartbeats, folder, variable if source == "env" else "")
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.stop)

@@ -56,19 +56,21 @@ class Report:
 
 
 Progress = Callable[[Report], None]
+Clock = Callable[[], float]
 _RESTORE = "restore it from a backup, or have the VM's key made anew"
 _REWRITE = "restore the record from a backup, or have an officer write it anew"
 
 
 async def verify(
-    store: Store, records: Records, custody: Custody, now: int, progress: Progress = lambda _: None
+    store: Store, records: Records, custody: Custody, clock: Clock, progress: Progress = lambda _: None
 ) -> Report:
-    """Everything there is at ``now`` (Unix seconds). Raises KeypeerError when store or HSM can't be read at all."""
+    """Everything there is, while the service may work on it. ``clock``: Unix seconds. Raises KeypeerError when store or
+    HSM can't be read at all."""
     report = Report()
     session = await _session(custody)
     for prefix in (VM_PREFIX, OLD_PREFIX):
         async for page in _pages(store, prefix):
-            await _vms(report, custody, store, session, page, now)
+            await _vms(report, custody, store, session, page, clock)
             progress(report)
     async for page in _pages(store, BY_PREFIX):
         await _hints(report, store, page)
@@ -104,7 +106,7 @@ async def _pages(store: Store, prefix: bytes) -> AsyncIterator[list[Item]]:
 
 
 async def _vms(
-    report: Report, custody: Custody, store: Store, session: SessionRecord, page: Sequence[Item], now: int
+    report: Report, custody: Custody, store: Store, session: SessionRecord, page: Sequence[Item], clock: Clock
 ) -> None:
     report.count("VM keys", len(page))
     decoded: list[tuple[Item, KeyRecord]] = []
@@ -126,7 +128,7 @@ async def _vms(
     for (item, _), result in zip(decoded, results, strict=True):
         if isinstance(result, OperationError):
             report.add(item.key, f"{result.code}: {result.detail}", _RESTORE)
-    await _missing(report, store, marks, now)
+    await _missing(report, store, marks, clock)
 
 
 def _in_its_place(item: Item, record: KeyRecord) -> None:
@@ -134,11 +136,11 @@ def _in_its_place(item: Item, record: KeyRecord) -> None:
         raise tampered(item.key)
 
 
-async def _missing(report: Report, store: Store, marks: dict[bytes, bytes], now: int) -> None:
-    """What fell due may have been put off, to a time that only the ``due`` record tells: a lease is waited for."""
-    keys = [key for key in marks if not (key.startswith(DUE_PREFIX) and Due.read(key).time <= now)]
-    for key, found in zip(keys, await store.get_many(keys), strict=True):
-        if found is not None:
+async def _missing(report: Report, store: Store, marks: dict[bytes, bytes], clock: Clock) -> None:
+    """What fell due, be it since the start, may have been put off to a time that only the ``due`` record tells: a lease
+    is waited for."""
+    for key, found in zip(marks, await store.get_many(list(marks)), strict=True):
+        if found is not None or (key.startswith(DUE_PREFIX) and Due.read(key).time <= clock()):
             continue
         again = await store.get(marks[key])  # it may have changed since the page was read
         if again is not None and key in _marks_of(again):

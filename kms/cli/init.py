@@ -60,6 +60,13 @@ vendor_cas = "vendor-cas"  # certificates of the EK issuers that you trust
 @click.option(
     "--reissue", default=None, metavar="ROLE[/NAME]", help="Issue a new certificate and key where they were lost."
 )
+@click.option(
+    "--server-ca",
+    type=click.Choice(["moved", "newest"]),
+    default="moved",
+    show_default=True,
+    help="After a rotation of the CA key: by the newest once everybody has moved to it, or at once.",
+)
 @json_option
 @in_words
 def init(
@@ -72,6 +79,7 @@ def init(
     listen: str,
     names: tuple[str, ...],
     reissue: str | None,
+    server_ca: str,
     as_json: bool,
 ) -> None:
     """Set the service up: settings, HSM keys, certificates of the service and of its first staff."""
@@ -87,7 +95,7 @@ def init(
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     asked = read_pin("prompt") if settled.settings.hsm.pin == "prompt" else None
     _provision(settled, so_pin, asked, done)
-    asyncio.run(_issue(settled, asked, done, reissue))
+    asyncio.run(_issue(settled, asked, done, reissue, newest_server=server_ca == "newest"))
     if as_json:
         click.echo(json.dumps({"home": str(settled.folder.absolute()), "done": done.steps}))
     elif not done.steps:
@@ -128,7 +136,7 @@ def _provision(home: Home, so_pin: str | None, asked: Pin | None, done: Done) ->
             say("init: these keys are lost with the token; keypeer recovery create, before init, makes a way back")
 
 
-async def _issue(home: Home, asked: Pin | None, done: Done, reissue: str | None) -> None:
+async def _issue(home: Home, asked: Pin | None, done: Done, reissue: str | None, *, newest_server: bool) -> None:
     from kms.app import open_store
     from kms.cli.issuer import Issuer
     from kms.custody.client import HsmClient
@@ -138,6 +146,6 @@ async def _issue(home: Home, asked: Pin | None, done: Done, reissue: str | None)
         await custody.start()
         try:
             async with open_store(home) as store:
-                await Issuer(home, custody, store, done).run(reissue)
+                await Issuer(home, custody, store, done, newest_server=newest_server).run(reissue)
         finally:
             await custody.close()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import sys
 from pathlib import Path
 
 import click
+import msgspec
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from hsm_adapter.limits import RECOVERY_BITS, RSA_EXPONENT
@@ -93,21 +95,34 @@ def drill(files: tuple[Path, ...], home: Path | None, as_json: bool) -> None:
 @json_option
 @in_words
 def status(home: Path | None, as_json: bool) -> None:
-    """Which of the token's keys are backed up, and which would be lost with it."""
+    """Which of the token's keys are backed up, and which would be lost with it; and the fingerprint of the session key
+    that vouches for the backups: note it with the shares, for `keypeer restore --trust`."""
     place = read_home(folder(home))
     found = asyncio.run(_status(place))
     if as_json:
-        click.echo(json.dumps([{"key": name, "version": version, "backed_up": good} for name, version, good in found]))
+        click.echo(json.dumps([msgspec.to_builtins(each) for each in found]))
     else:
-        for name, version, good in found:
-            mark = click.style("backed up", fg="green") if good else click.style("NOT backed up", fg="red", bold=True)
-            click.echo(f"{name:<12} {version:>3}  {mark}")
-    if not all(good for *_, good in found):
+        for each in found:
+            good = click.style("backed up", fg="green")
+            mark = good if each.backed_up else click.style("NOT backed up", fg="red", bold=True)
+            click.echo(f"{each.key:<12} {each.version:>3}  {mark}")
+        signer = next(each for each in found if each.key == "session")
+        click.echo(f"the backups are vouched for by session key {signer.public_key_sha256} (restore --trust)")
+    if not all(each.backed_up for each in found):
         say("to mend it: keypeer recovery create and keypeer init if there is no recovery key, then rotate these keys")
         sys.exit(Exit.BAD_INPUT)
 
 
-async def _status(home: Home) -> list[tuple[str, int, bool]]:
+class _Kept(msgspec.Struct, frozen=True):
+    """One version of a key in the token. ``public_key_sha256``: of a pair's SubjectPublicKeyInfo, in hex."""
+
+    key: str
+    version: int
+    backed_up: bool
+    public_key_sha256: str
+
+
+async def _status(home: Home) -> list[_Kept]:
     from kms.app import open_store
     from kms.custody.client import HsmClient
 
@@ -121,13 +136,22 @@ async def _status(home: Home) -> list[tuple[str, int, bool]]:
             await custody.close()
     async with open_store(home) as store:
         kept = {item.key.decode() async for item in store.export(b"recovery/")}
-    there = [("kek", version) for version in description.kek_versions]
-    there += [("record-mac", version) for version in description.mac_key_versions]
+    there = [("kek", version, "") for version in description.kek_versions]
+    there += [("record-mac", version, "") for version in description.mac_key_versions]
     # The audit key's backup may be empty (SoftHSM wraps no Ed25519 key); a new one is made then, and the log tells.
-    there += [(name, version) for name, all_of in description.signing_versions.items() for version in all_of]
+    there += [
+        (name, version, hashlib.sha256(public_key).hexdigest())
+        for name, versions in description.signing_versions.items()
+        for version, public_key in versions.items()
+    ]
     return [
-        (name, version, f"recovery/{name}/{version}" in kept or backup_file(home, name, version).exists())
-        for name, version in sorted(there)
+        _Kept(
+            name,
+            version,
+            f"recovery/{name}/{version}" in kept or backup_file(home, name, version).exists(),
+            fingerprint,
+        )
+        for name, version, fingerprint in sorted(there)
     ]
 
 

@@ -40,11 +40,23 @@ _AUDIT = "audit"
     "--share", "files", multiple=True, type=click.Path(path_type=Path), help="A share's file; of each needed."
 )
 @click.option("--break-glass", is_flag=True, help="The token is lost: bring its keys into a blank one with the shares.")
+@click.option(
+    "--trust",
+    multiple=True,
+    metavar="SHA256",
+    help="The session key that signed the backups (keypeer recovery status).",
+)
 @click.option("--so-pin", default=None, help="The SO PIN's source, to initialise a blank token.")
 @json_option
 @in_words
 def restore(
-    source: Path, home: Path | None, files: tuple[Path, ...], break_glass: bool, so_pin: str | None, as_json: bool
+    source: Path,
+    home: Path | None,
+    files: tuple[Path, ...],
+    break_glass: bool,
+    trust: tuple[str, ...],
+    so_pin: str | None,
+    as_json: bool,
 ) -> None:
     """Put the backup SOURCE into the service's folder, which must hold no service, and look at every record.
 
@@ -58,7 +70,7 @@ def restore(
     asked = read_pin("prompt") if settled.settings.hsm.pin == "prompt" else None
     made: dict[str, list[str]] = {}
     if break_glass or files:
-        made = _break_glass(settled, files, so_pin, asked)
+        made = _break_glass(settled, files, trust, so_pin, asked)
     report, rolled_back = asyncio.run(_looked_at(settled, asked))
     facts = {"home": str(place), "log_size": manifest.log_size, "rolled_back": rolled_back, "keys": made}
     tell(report, as_json=as_json, more=facts)
@@ -114,8 +126,11 @@ def _lay(source: Path, place: Path, manifest: Manifest) -> None:
 # ── break-glass ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _break_glass(home: Home, files: tuple[Path, ...], so_pin: str | None, asked: Pin | None) -> dict[str, list[str]]:
-    """The keys of a lost token into the one that the settings name, which is blank."""
+def _break_glass(
+    home: Home, files: tuple[Path, ...], trust: tuple[str, ...], so_pin: str | None, asked: Pin | None
+) -> dict[str, list[str]]:
+    """The keys of a lost token into the one that the settings name, which is blank. Anybody can wrap keys of their own
+    to the recovery key, so ``trust`` says whose signature the backups must have."""
     if asked is not None:
         raise BadRequest("recovery.pin", "hsm.pin is prompt; the shares are read there", hint="give the PIN in a file")
     try:
@@ -127,7 +142,10 @@ def _break_glass(home: Home, files: tuple[Path, ...], so_pin: str | None, asked:
     asyncio.run(_gather_backups(home))
     private = shares.open_private(sealed, read_words(files, sealed.threshold))
     arguments = ["--backups", str(home.recovery / "keys"), *so_pin_arguments(home, so_pin)]
-    done = run_adapter(home, "restore", arguments, private)
+    done = run_adapter(home, "restore", [*arguments, *(f"--trust={each}" for each in trust)], private)
+    if not trust:
+        signed = ", ".join(done["signers"])
+        say(f"the backups are signed by session key {signed}: compare it with what was noted (keypeer recovery status)")
     say(f"in the token: {', '.join(done['restored'] + done['present'] + done['made'])}")
     asyncio.run(_follow_audit_key(home))
     return {name: list(labels) for name, labels in done.items() if isinstance(labels, list)}
@@ -210,7 +228,7 @@ async def _looked_at(home: Home, asked: Pin | None) -> tuple[Report, str]:
             try:
                 records = Records(store, custody)
                 trouble = await RollbackGuard(store, custody, records).look()
-                report = await verify(store, records, custody, int(time.time()), Progress())
+                report = await verify(store, records, custody, time.time, Progress())
             finally:
                 await custody.close()
     return report, trouble.error().detail if trouble else ""

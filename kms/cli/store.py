@@ -55,7 +55,7 @@ async def verified(home: Home, asked: Pin | None) -> Report:
             custody = HsmClient([socket])
             await custody.start()
             try:
-                return await look(opened, Records(opened, custody), custody, int(time.time()), Progress())
+                return await look(opened, Records(opened, custody), custody, time.time, Progress())
             finally:
                 await custody.close()
 

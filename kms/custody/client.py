@@ -84,6 +84,7 @@ class _Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._frames: deque[list[_Job]] = deque()
         self._head_since = 0.0  # when the oldest frame became the one that is worked on
+        self._lately = 0.0  # seconds that a frame took, the slowest of some dozen
         self._sent = 0
         self._ours = self._ours_then = self._all_then = 0  # operations the worker did: ours, and of everybody
         self._asked_at = 0.0
@@ -91,7 +92,8 @@ class _Connection(asyncio.Protocol):
 
     @property
     def ready(self) -> bool:
-        return self.health.healthy and len(self._frames) < limits.HSM_FRAMES_IN_FLIGHT
+        free = len(self._frames) < limits.HSM_FRAMES_IN_FLIGHT
+        return self.health.healthy and free and not self.silence(time.monotonic())
 
     @property
     def frames(self) -> int:
@@ -124,8 +126,9 @@ class _Connection(asyncio.Protocol):
     def _answer(self, reply: framing.Reply) -> None:
         if not self._frames or len(self._frames[0]) != len(reply.results):
             raise framing.FrameError(f"{len(reply.results)} results that nobody asked for")
-        jobs = self._frames.popleft()
-        self._head_since = time.monotonic()
+        jobs, now = self._frames.popleft(), time.monotonic()
+        self._lately = max(now - self._head_since, 0.9 * self._lately)
+        self._head_since = now
         for job, result in zip(jobs, reply.results, strict=True):
             if isinstance(result, Pong):
                 self.health = WorkerHealth(self.name, result.healthy, result.reason)
@@ -134,6 +137,20 @@ class _Connection(asyncio.Protocol):
                 self._ours += 1
             if not job.future.done():
                 job.future.set_result(result)
+
+    def silence(self, now: float) -> float:
+        """Seconds for which the oldest frame has been worked on, once that is much longer than frames took lately. A
+        background's frames wait for everybody else's, so they tell nothing."""
+        if not self._frames or self._client.background:
+            return 0.0
+        seconds = now - self._head_since
+        return seconds if seconds > limits.HSM_SILENT_S + 2 * self._lately else 0.0
+
+    def told(self) -> WorkerHealth:
+        """What is known of the worker now."""
+        if self.health.healthy and (seconds := self.silence(time.monotonic())):
+            return WorkerHealth(self.name, healthy=False, reason=f"no answer for {seconds:.0f} s")
+        return self.health
 
     def _listen(self, operations: int) -> None:
         """What the worker did for others since its last pong."""
@@ -178,7 +195,7 @@ class HsmClient:
         ``clients``: how many others send full frames to the same workers."""
         self.clients = clients
         self._sockets = tuple(sockets)
-        self._background = background
+        self.background = background
         self._greeting: Ping | Background = Background() if background else Ping()
         self._connections: dict[Path, _Connection] = {}
         self._queue: deque[_Job] = deque()
@@ -252,7 +269,7 @@ class HsmClient:
 
     async def health(self) -> tuple[WorkerHealth, ...]:
         return tuple(
-            self._connections[path].health
+            self._connections[path].told()
             if path in self._connections
             else WorkerHealth(path.name, healthy=False, reason="not running")
             for path in self._sockets
@@ -309,13 +326,13 @@ class HsmClient:
             share = -(-len(self._queue) // len(ready))
             size = min(max(share, limits.HSM_FRAME_OPERATIONS_MIN), self._frame_max(connection), len(self._queue))
             jobs = [self._queue.popleft() for _ in range(size)]
-            if self._background and connection.asks(time.monotonic()):
+            if self.background and connection.asks(time.monotonic()):
                 jobs.append(self._job(Ping()))
             connection.send(jobs)
 
     def _frame_max(self, connection: _Connection) -> int:
         """Others wait for a whole frame of the background's, so it has small ones unless there are no others."""
-        if self._background and not connection.quiet:
+        if self.background and not connection.quiet:
             return limits.HSM_FRAME_OPERATIONS_BACKGROUND
         return limits.HSM_FRAME_OPERATIONS_MAX
 

@@ -82,7 +82,7 @@ async def _once(
 
 async def _read(ctx: Context, caller: Caller) -> KnownHost:
     host = await ctx.records.load(HOSTS, caller.name)
-    error = host_refusal(host.value if host else None, caller)
+    error = host_refusal(host.value if host else None, caller, ctx.now())
     if error is not None or host is None:
         raise await ctx.refuse(caller, _ACTION, error or unknown_host(caller.name), host=caller.name)
     return await read_known(ctx.records, ctx.runtime, host)
@@ -197,7 +197,10 @@ async def _grant(
     checks = [*state.checks(), geo.check, fence]
     if not await ctx.try_commit(checks=checks, puts=puts, deletes=deletes, entries=[entry]):
         return None
+    ca = await ctx.authorities()
     return AttestResult(
+        ca_bundle=ca.digest,
+        renew=ca.is_behind(caller.certificate, now),
         appraisal=appraisal_view(facts),
         session=_grant_view(session, signer),
         next_challenge=ctx.challenge(

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import msgspec
 import structlog
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keypeer.wire.encoding import WireError
 from keypeer.wire.messages import LogKeys
@@ -101,9 +99,8 @@ async def _origin(ctx: Context) -> str:
     """The log's name, fixed at its first use."""
     known = await ctx.records.load(LOG, _IDENTITY)
     if known is None:
-        ca = x509.load_der_x509_certificate(ctx.ca).public_key()
-        spki = ca.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        origin = ctx.log.origin or f"keypeer/{hashlib.sha256(spki).hexdigest()[:16]}"
+        first = (await ctx.signing_key("ca")).versions[0].public_key
+        origin = ctx.log.origin or f"keypeer/{hashlib.sha256(first).hexdigest()[:16]}"
         await ctx.try_commit(
             checks=[Check(LOG.key(_IDENTITY), 0)],
             puts=await ctx.records.seal([LOG.put(_IDENTITY, LogIdentity(origin))]),

@@ -11,10 +11,11 @@ from typing import Literal
 from keypeer.wire.encoding import b64encode
 from keypeer.wire.messages import Challenge, LogPositions, Purpose
 from keypeer.wire.profile import GEO_NV_INDEX
-from kms import limits
+from kms import limits, pki
 from kms.audit.record import AuditRecord, Outcome, decode_record, encode_record, flat, refused_for
+from kms.authorities import Authorities, authorities
 from kms.custody.port import Custody
-from kms.domain import EnrolledHost, Role, SigningName
+from kms.domain import EnrolledHost, IssuedCertificate, Role, SigningName
 from kms.errors import KeypeerError, NotFound, Refused, Unavailable
 from kms.evidence.ek import VendorCas
 from kms.records import HOSTS, Loaded, Records, RuntimePolicies
@@ -95,17 +96,34 @@ class Context:
     random: Callable[[int], bytes]
     profile: AttestationProfile
     vendor_cas: VendorCas
-    ca: bytes
+    ca: bytes  # the certificate of the CA key's version 1, until the first rotation
     first_keys: Mapping[str, bytes]  # version 1 of each signing key (kms.signing_keys)
     log: LogProfile
     rollback: RollbackGuard
     unproven: UnprovenBudget = field(default_factory=UnprovenBudget)
     rider: Rider | None = None
     accepts_rollback: bool = False  # only what officers do to accept an old store
+    server_certificate: Callable[[], bytes] = bytes  # the service's own, DER, as it is now; none where nothing serves
+    clock_set_by: Callable[[], float] = float  # seconds by which the clock was set since the process started
+    silent: Callable[[], Sequence[tuple[str, float]]] = tuple  # processes that stand still, and for how many seconds
 
     async def signing_key(self, name: SigningName) -> SigningKey:
         """A signing key's versions, freshly read."""
-        return await load_signing_key(self.records, self.first_keys, name)
+        key = await load_signing_key(self.records, self.first_keys, name)
+        return authorities(key, self.ca).key if name == "ca" else key
+
+    async def authorities(self) -> Authorities:
+        """The CA key's versions and their certificates, freshly read."""
+        return Authorities(await self.signing_key("ca"))
+
+    async def issue(self, public_key: bytes, role: Role, name: str, life: int) -> IssuedCertificate:
+        """A client certificate over ``public_key`` (SPKI DER), by the version of the CA key that issues now."""
+        now = self.now()
+        ca = (await self.authorities()).issuing(now)
+        serial = self.random(pki.SERIAL_BYTES)
+        tbs = pki.client_tbs(public_key, ca.certificate, role=role, name=name, serial=serial, now=now, life=life)
+        certificate = pki.assemble(tbs, await self.custody.sign("ca", tbs, ca.version))
+        return IssuedCertificate(certificate, ca.version, now + life)
 
     def now(self) -> int:
         """The time, in whole Unix seconds."""
@@ -220,7 +238,7 @@ class Context:
     async def approved_host(self, caller: Caller, action: str) -> Loaded[EnrolledHost]:
         """The calling host's record; refuses a host that isn't approved or whose certificate was replaced."""
         loaded = await self.records.load(HOSTS, caller.name)
-        error = host_refusal(loaded.value if loaded else None, caller)
+        error = host_refusal(loaded.value if loaded else None, caller, self.now())
         if error is not None or loaded is None:
             raise await self.refuse(caller, action, error or unknown_host(caller.name), host=caller.name)
         return loaded
@@ -230,7 +248,7 @@ class Context:
         if caller.role != "host":
             return
         loaded = await self.records.load(HOSTS, caller.name)
-        error = host_refusal(loaded.value if loaded else None, caller)
+        error = host_refusal(loaded.value if loaded else None, caller, self.now())
         if error is not None and error.code != "host.not_approved":
             raise await self.refuse(caller, "host.show", error, host=caller.name)
         if caller.name != host:
@@ -242,15 +260,16 @@ class Context:
             )
 
 
-def host_refusal(host: EnrolledHost | None, caller: Caller) -> KeypeerError | None:
+def host_refusal(host: EnrolledHost | None, caller: Caller, now: int) -> KeypeerError | None:
     """Why the calling host may not act, or None when it may."""
     if host is None:
         return unknown_host(caller.name)
-    if host.certificate_sha256 != caller.certificate_sha256:
+    is_previous = host.previous_sha256 == caller.certificate_sha256 and now < host.previous_until
+    if host.certificate_sha256 != caller.certificate_sha256 and not is_previous:
         return Refused(
             "auth.certificate_replaced",
-            f"host {host.host} has enrolled again since this certificate was issued",
-            hint="use the certificate of the last enrolment",
+            f"host {host.host} has enrolled again, or got a newer certificate, since this certificate was issued",
+            hint="use the certificate of the last enrolment or renewal",
         )
     if host.status == "revoked":
         return Refused(

@@ -19,7 +19,7 @@ from kms.domain import EkOwner, EnrolledHost, HostStatus, PendingEnrolment
 from kms.errors import BadRequest, KeypeerError, Refused, Unavailable
 from kms.evidence.ek import ek_digest, judge_ek
 from kms.flows.context import Caller, Context, conflict
-from kms.records import EK_OWNERS, EVIDENCE, EXPECTED, EXPECTED_NAMES, HOSTS, LAUNCHES, SESSIONS, Loaded
+from kms.records import CERTIFICATES, EK_OWNERS, EVIDENCE, EXPECTED, EXPECTED_NAMES, HOSTS, LAUNCHES, SESSIONS, Loaded
 from kms.store.port import Check
 from kms.tpm.checks import check_attestation_key
 from kms.tpm.credential import make_credential
@@ -82,10 +82,15 @@ async def activate(ctx: Context, request: ActivateRequest) -> EnrolResult:
         raise await ctx.refuse(None, "host.enrol", error, host=pending.host) from None
     expected = await ctx.records.load(EXPECTED, pending.ek_digest.hex())
     listed = expected is not None and expected.value.host == pending.host
-    certificate = await _issue(ctx, pending, now)
+    issued = await ctx.issue(pending.tls_public, "host", pending.host, limits.HOST_CERTIFICATE_LIFE_S)
+    certificate = issued.certificate
     enrolled = _enrolled(pending, host, certificate, listed, now)
     puts = await ctx.records.seal(
-        [HOSTS.put(pending.host, enrolled), EK_OWNERS.put(pending.ek_digest.hex(), EkOwner(pending.host))]
+        [
+            HOSTS.put(pending.host, enrolled),
+            EK_OWNERS.put(pending.ek_digest.hex(), EkOwner(pending.host)),
+            CERTIFICATES.put(f"host/{pending.host}", issued),
+        ]
     )
     checks = [
         host.check if host else Check(HOSTS.key(pending.host), 0),
@@ -106,7 +111,7 @@ async def activate(ctx: Context, request: ActivateRequest) -> EnrolResult:
         host=pending.host,
         status=enrolled.status,
         certificate=pki.to_pem(certificate),
-        ca=pki.to_pem(ctx.ca),
+        ca=(await ctx.authorities()).bundle,
         ek_digest=pending.ek_digest.hex(),
         session_key=b64encode((await ctx.signing_key("session")).newest.public_key),
     )
@@ -183,19 +188,6 @@ def _check_owner(name: str, digest: bytes, host: Loaded[EnrolledHost] | None, ow
             f"host {name} was revoked by {host.value.decided_by}: {host.value.why}",
             hint="an officer approves it again (keypeer host approve)",
         )
-
-
-async def _issue(ctx: Context, pending: PendingEnrolment, now: int) -> bytes:
-    tbs = pki.client_tbs(
-        pending.tls_public,
-        ctx.ca,
-        role="host",
-        name=pending.host,
-        serial=ctx.random(pki.SERIAL_BYTES),
-        now=now,
-        life=limits.HOST_CERTIFICATE_LIFE_S,
-    )
-    return pki.assemble(tbs, await ctx.custody.sign("ca", tbs))
 
 
 def _enrolled(

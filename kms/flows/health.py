@@ -14,8 +14,9 @@ from kms.records import CHECKPOINTS, JOB_NOTES
 async def readiness(ctx: Context) -> Readiness:
     """All checks; ready when every one is good."""
     checks = (await _hsm(ctx), await _store(ctx), await _rollback(ctx), await _clock(ctx), await _log(ctx))
-    # A job that fails is shown, but stops no release.
-    return Readiness(ready=all(check.ok for check in checks), checks=(*checks, *await _jobs(ctx)))
+    # A job that fails is shown, but stops no release; nor does one process of several that stands still.
+    shown = (*_processes(ctx), *await _jobs(ctx))
+    return Readiness(ready=all(check.ok for check in checks), checks=(*checks, *shown))
 
 
 async def _hsm(ctx: Context) -> HealthCheck:
@@ -57,6 +58,14 @@ async def _clock(ctx: Context) -> HealthCheck:
     except KeypeerError as error:
         return HealthCheck(id="audit", ok=False, found=error.detail, mend=error.hint)
     behind = decode_record(entries[0].entry).time - ctx.clock() if entries else 0.0
+    set_by = ctx.clock_set_by()
+    if abs(set_by) > limits.CLOCK_STEP_MAX_S:
+        return HealthCheck(
+            id="clock",
+            ok=False,
+            found=f"the clock was set {'forward' if set_by > 0 else 'back'} by {abs(set_by):.0f} s under this process",
+            mend="put it right; or, when it is right now, restart the service",
+        )
     ok = behind <= limits.CLOCK_BACKWARDS_MAX_S
     return HealthCheck(
         id="clock",
@@ -99,6 +108,18 @@ async def _log(ctx: Context) -> HealthCheck:
         ok=ok,
         found="; ".join([found, *troubles]),
         mend="" if ok else f"{ctx.log.required} witnesses are required: see to them, or lower audit.witnesses_required",
+    )
+
+
+def _processes(ctx: Context) -> tuple[HealthCheck, ...]:
+    return tuple(
+        HealthCheck(
+            id=f"process.{name}",
+            ok=False,
+            found=f"no sign of life for {seconds:.0f} s",
+            mend=f"it is replaced after {limits.WORKER_SILENT_MAX_S:.0f} s; the service's log says so",
+        )
+        for name, seconds in ctx.silent()
     )
 
 

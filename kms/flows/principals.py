@@ -8,11 +8,11 @@ from http import HTTPStatus
 from keypeer.wire.messages import PrincipalPage, PrincipalView, PutPrincipal, StaffRole
 from kms import limits, pki
 from kms.approvals import approval_key, greatest
-from kms.domain import Principal
+from kms.domain import IssuedCertificate, Principal
 from kms.errors import BadRequest, KeypeerError, NotFound, Refused
 from kms.flows.context import Caller, Context
 from kms.officers import Officers, load_officers
-from kms.records import PRINCIPALS, Loaded
+from kms.records import CERTIFICATES, PRINCIPALS, Loaded, Unsealed
 from kms.store.port import Check
 from kms.views import principal_view
 
@@ -33,13 +33,13 @@ async def add(ctx: Context, caller: Caller, role: StaffRole, name: str, request:
     if role != "officer" and request.approval_key is not None:
         raise BadRequest("principal.approval_key", f"a {role} approves nothing", hint="leave the approval key out")
     separate = approval_key(request.approval_key.encode()) if request.approval_key is not None else b""
-    principal = await _issue(ctx, role, name, request.csr, separate, caller.name)
+    principal, issued = await _issue(ctx, role, name, request.csr, separate, caller.name)
     unfit = await _unfit_officer(ctx, principal) if role == "officer" else None
     if unfit is not None:
         raise await ctx.refuse(caller, action, unfit)
     await ctx.commit(
         checks=checks,
-        puts=await ctx.records.seal([PRINCIPALS.put(f"{role}/{name}", principal)]),
+        puts=await ctx.records.seal(_puts(principal, issued)),
         entries=[ctx.entry(caller, action, "done", facts=_facts(principal))],
     )
     return principal_view(principal)
@@ -55,13 +55,13 @@ async def renew(ctx: Context, caller: Caller, role: StaffRole, name: str, csr: s
         )
         raise await ctx.refuse(caller, f"{role}.renew", error)
     known = await _load(ctx, role, name)
-    principal = await _issue(ctx, role, name, csr, known.value.approval_key, caller.name)
+    principal, issued = await _issue(ctx, role, name, csr, known.value.approval_key, caller.name)
     unfit = await _unfit_officer(ctx, principal) if role == "officer" else None
     if unfit is not None:
         raise await ctx.refuse(caller, "officer.renew", unfit)
     await ctx.commit(
         checks=[known.check],
-        puts=await ctx.records.seal([PRINCIPALS.put(f"{role}/{name}", principal)]),
+        puts=await ctx.records.seal(_puts(principal, issued)),
         entries=[ctx.entry(caller, f"{role}.renew", "done", facts=_facts(principal))],
     )
     return principal_view(principal)
@@ -80,7 +80,7 @@ async def remove(ctx: Context, caller: Caller, role: StaffRole, name: str) -> No
             raise await ctx.refuse(caller, "officer.remove", error)
     await ctx.commit(
         checks=checks,
-        deletes=[known.key],
+        deletes=[known.key, CERTIFICATES.key(f"{role}/{name}")],
         entries=[ctx.entry(caller, f"{role}.remove", "done", facts=_facts(known.value))],
     )
 
@@ -143,22 +143,28 @@ async def _load(ctx: Context, role: StaffRole, name: str) -> Loaded[Principal]:
     return known
 
 
-async def _issue(ctx: Context, role: StaffRole, name: str, csr: str, separate: bytes, by: str) -> Principal:
-    public_key, now, life = pki.csr_public_key(csr.encode()), ctx.now(), limits.STAFF_CERTIFICATE_LIFE_S
-    serial = ctx.random(pki.SERIAL_BYTES)
-    tbs = pki.client_tbs(public_key, ctx.ca, role=role, name=name, serial=serial, now=now, life=life)
-    certificate = pki.assemble(tbs, await ctx.custody.sign("ca", tbs))
-    return Principal(
+async def _issue(
+    ctx: Context, role: StaffRole, name: str, csr: str, separate: bytes, by: str
+) -> tuple[Principal, IssuedCertificate]:
+    public_key = pki.csr_public_key(csr.encode())
+    issued = await ctx.issue(public_key, role, name, limits.STAFF_CERTIFICATE_LIFE_S)
+    principal = Principal(
         name=name,
         role=role,
-        certificate_sha256=hashlib.sha256(certificate).digest(),
-        enrolled_at=now,
+        certificate_sha256=issued.sha256,
+        enrolled_at=ctx.now(),
         public_key=public_key,
         approval_key=separate,
-        certificate=certificate,
-        expires_at=now + life,
+        certificate=issued.certificate,
+        expires_at=issued.until,
         enrolled_by=by,
     )
+    return principal, issued
+
+
+def _puts(principal: Principal, issued: IssuedCertificate) -> list[Unsealed]:
+    name = f"{principal.role}/{principal.name}"
+    return [PRINCIPALS.put(name, principal), CERTIFICATES.put(name, issued)]
 
 
 def _facts(principal: Principal) -> dict[str, str | int | bool | list[str]]:

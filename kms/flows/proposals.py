@@ -26,7 +26,6 @@ from kms.domain import ApprovalRules, OfficerDecision, OpenProposal, Proposal
 from kms.errors import BadRequest, KeypeerError, NotFound, Reason, Refused
 from kms.flows.context import Caller, Context, Rider, conflict
 from kms.officers import RULES, Officers, load_officers, load_rules, rules_check
-from kms.pki import certificate_key
 from kms.records import APPROVAL_RULES, OPEN_PROPOSALS, PROPOSALS, Loaded, proposal_document_key, tampered
 from kms.store.port import Check
 from kms.views import problem_view
@@ -42,9 +41,9 @@ class Prepared:
     rider: Rider
 
 
-def service_identity(ctx: Context) -> str:
-    """What proposals name this service by."""
-    return hashlib.sha256(certificate_key(ctx.ca)).hexdigest()
+async def service_identity(ctx: Context) -> str:
+    """What proposals name this service by: its first CA key, which rotations leave in the record."""
+    return hashlib.sha256((await ctx.signing_key("ca")).versions[0].public_key).hexdigest()
 
 
 # ── rules ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -69,7 +68,7 @@ def _more_needed(act: str, needs: int) -> Refused:
 
 async def show_rules(ctx: Context, acts: frozenset[str]) -> ApprovalsView:
     """How many officers each of ``acts`` needs."""
-    return _rules_view(ctx, await load_officers(ctx.store, ctx.records), acts)
+    return await _rules_view(ctx, await load_officers(ctx.store, ctx.records), acts)
 
 
 async def put_rules(ctx: Context, caller: Caller, request: SetApprovals, acts: frozenset[str]) -> ApprovalsView:
@@ -103,12 +102,12 @@ def too_few_officers(needs: int, able: int) -> KeypeerError:
     )
 
 
-def _rules_view(ctx: Context, officers: Officers, acts: frozenset[str]) -> ApprovalsView:
+async def _rules_view(ctx: Context, officers: Officers, acts: frozenset[str]) -> ApprovalsView:
     rules = officers.rules.value if officers.rules else None
     return ApprovalsView(
         needs={act: officers.needed(act) for act in sorted(acts)},
         officers=len(officers.keys),
-        service=service_identity(ctx),
+        service=await service_identity(ctx),
         updated_at=rules.updated_at if rules else None,
         updated_by=rules.updated_by if rules else "",
     )
@@ -132,7 +131,7 @@ async def create(ctx: Context, caller: Caller, request: CreateProposal, act: str
         proposer=caller.name,
         created_at=now,
         expires_at=now + (request.life if request.life is not None else limits.PROPOSAL_LIFE_S),
-        service=service_identity(ctx),
+        service=await service_identity(ctx),
     )
     data = encode_document(document)
     packed = zlib.compress(data, 1)
@@ -182,7 +181,7 @@ async def sign(ctx: Context, caller: Caller, name: str, decision: Decision, sign
     for _ in range(limits.EXECUTION_ATTEMPTS_MAX):
         loaded, officers = await _load(ctx, name), await load_officers(ctx.store, ctx.records)
         try:
-            _check_service(ctx, await _document(ctx, loaded.value))
+            await _check_service(ctx, await _document(ctx, loaded.value))
             decided = decide(loaded.value, signed, officers.needed(loaded.value.act), officers.keys, ctx.now())
         except KeypeerError as error:
             raise await ctx.refuse(caller, f"proposal.{decision}", error) from None
@@ -216,7 +215,7 @@ async def prepare(ctx: Context, caller: Caller, name: str) -> Prepared:
         if stands.state != "approved":
             raise _not_approved(proposal, stands)
         document = await _document(ctx, proposal)
-        _check_service(ctx, document)
+        await _check_service(ctx, document)
     except KeypeerError as error:
         raise await ctx.refuse(caller, "proposal.execute", error) from None
     executed = msgspec.structs.replace(proposal, state="executed", ended_at=now, failure=None)
@@ -251,8 +250,8 @@ def _not_approved(proposal: Proposal, stands: Standing) -> Refused:
     )
 
 
-def _check_service(ctx: Context, document: ProposalDocument) -> None:
-    if document.service != service_identity(ctx):
+async def _check_service(ctx: Context, document: ProposalDocument) -> None:
+    if document.service != await service_identity(ctx):
         raise Refused(
             "proposal.other_service",
             f"proposal {document.id} was made for a service with another CA",

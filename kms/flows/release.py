@@ -155,7 +155,7 @@ def _refuse_caller(
     wanted: bytes,
     now: int,
 ) -> KeypeerError | None:
-    error = host_refusal(host.value if host else None, caller)
+    error = host_refusal(host.value if host else None, caller, now)
     if error is not None:
         return error
     if session is None or session.value.session != wanted:

@@ -12,8 +12,10 @@ from http import HTTPStatus
 import msgspec
 
 from keypeer.wire.messages import RetireVersion, SigningKeyPage, SigningKeyView, SigningVersionView
-from kms import limits
+from kms import limits, pki
 from kms.audit.record import Facts
+from kms.authorities import Authorities
+from kms.certificates import certificate_holders
 from kms.domain import SigningKeyRecord, SigningName, SigningVersion
 from kms.errors import KeypeerError, NotFound, Unavailable
 from kms.flows.context import Caller, Context
@@ -28,8 +30,25 @@ async def keys(ctx: Context) -> SigningKeyPage:
 
 
 async def show(ctx: Context, name: SigningName) -> SigningKeyView:
-    """One of them."""
-    return _view(ctx, await ctx.signing_key(name))
+    """One of them; of the CA key, who still stands on older versions."""
+    key = await ctx.signing_key(name)
+    view = _view(ctx, key)
+    if name != "ca":
+        return view
+    known, now = Authorities(key), ctx.now()
+    older = [each.version for each in key.good if each != key.newest]
+    waiting = [
+        holder for version in older for holder in await certificate_holders(ctx.store, ctx.records, version, now)
+    ]
+    server = known.issuer(certificate) if (certificate := ctx.server_certificate()) else None
+    shown: SigningKeyView = msgspec.structs.replace(
+        view,
+        issuing=known.issuing(now).version,
+        server=server.version if server else None,
+        waiting_count=len(waiting),
+        waiting=tuple(waiting[: limits.KEY_USERS_SHOWN]),
+    )
+    return shown
 
 
 async def rotate(ctx: Context, caller: Caller, name: SigningName) -> SigningKeyView:
@@ -40,6 +59,8 @@ async def rotate(ctx: Context, caller: Caller, name: SigningName) -> SigningKeyV
     key = await _claimed(ctx, caller, key)
     made = await _made(ctx, name, key.newest.version)
     version = msgspec.structs.replace(made[-1][0], made_at=ctx.now(), made_by=caller.name)
+    if name == "ca":
+        version = await _certified(ctx, version)
     # What was made and lost before is listed too, retired from the start, so that a chain of session keys has no gap.
     lost = tuple(
         msgspec.structs.replace(each, made_at=ctx.now(), retired_at=ctx.now(), why="its making was cut short")
@@ -55,6 +76,16 @@ async def rotate(ctx: Context, caller: Caller, name: SigningName) -> SigningKeyV
         entries=[ctx.entry(caller, "keys.rotate", "done", facts=facts)],
     )
     return await show(ctx, name)
+
+
+async def _certified(ctx: Context, version: SigningVersion) -> SigningVersion:
+    """The version with its self-signed certificate. Versions may not sign each other's: certificates by this CA have
+    path length 0."""
+    serial, number = ctx.random(pki.SERIAL_BYTES), version.version
+    tbs = pki.ca_tbs(version.public_key, serial=serial, now=ctx.now(), version=number)
+    certificate = pki.assemble(tbs, await ctx.custody.sign("ca", tbs, number))
+    changed: SigningVersion = msgspec.structs.replace(version, certificate=certificate)
+    return changed
 
 
 async def _claimed(ctx: Context, caller: Caller, key: SigningKey) -> SigningKey:
@@ -110,6 +141,8 @@ async def retire(
             "hosts accept a session key by what the version before said of it, and can't be told to forget that",
             "let the hosts enrol again (keypeer agent enrol) when an old session key is no longer trusted",
         )
+    if name == "ca" and not old.retired_at:
+        await _check_unused(ctx, caller, key, number, request)
     if not old.retired_at:
         changed = msgspec.structs.replace(old, retired_at=ctx.now(), retired_by=caller.name, why=request.why)
         facts: Facts = {"key": name, "version": number, "why": request.why}
@@ -117,6 +150,21 @@ async def retire(
     if name == "geo":
         await _end_sessions(ctx, number)
     return await show(ctx, name)
+
+
+async def _check_unused(ctx: Context, caller: Caller, key: SigningKey, number: int, request: RetireVersion) -> None:
+    """Raises KeypeerError ``key.needed`` while something in force needs that version of the CA key."""
+    server = Authorities(key).issuer(certificate) if (certificate := ctx.server_certificate()) else None
+    if server is not None and server.version == number:
+        needed, hint = "the service's own certificate is by it", "keypeer init --server-ca newest"
+    elif request.anyway:
+        return
+    else:
+        needed = await _needed(ctx, key, number)
+        hint = "wait until they have moved (keypeer signing-key show ca), or lock them out: --anyway"
+    if needed:
+        error = _conflict("key.needed", f"version {number} of ca is needed: {needed}", hint)
+        raise await ctx.refuse(caller, "keys.retire", error)
 
 
 async def _end_sessions(ctx: Context, number: int) -> None:
@@ -157,6 +205,11 @@ async def destroy(ctx: Context, caller: Caller, name: SigningName, number: int) 
 async def _needed(ctx: Context, key: SigningKey, number: int) -> str:
     """What needs that version, in words; "" for nothing."""
     now = ctx.now()
+    if key.name == "ca":
+        until = key.replaced_at(number) + limits.CA_SETTLE_S + limits.CA_ISSUED_LATE_S
+        if until > now:
+            return f"it may issue certificates for another {until - now} s"
+        return _in_words(await certificate_holders(ctx.store, ctx.records, number, now))
     if key.name == "geo":
         tags = [tag.value for tag in await ctx.records.all(GEO_TAGS) if tag.value.key == number]
         hosts = [tag.host for tag in tags if geo_tag_view(tag).geo.expires_at > now]
@@ -164,6 +217,11 @@ async def _needed(ctx: Context, key: SigningKey, number: int) -> str:
         return f"it signed the tags in force of {len(hosts)} hosts ({named})" if hosts else ""
     until = key.replaced_at(number) + good_for(key.name)
     return f"what it signed is good for another {until - now} s" if until > now else ""
+
+
+def _in_words(holders: list[str]) -> str:
+    named = ", ".join(holders[: limits.KEY_USERS_SHOWN])
+    return f"{len(holders)} good certificates are by it ({named})" if holders else ""
 
 
 def good_for(name: SigningName) -> int:

@@ -195,7 +195,7 @@ async def _advance_or_tell(ctx: Context, loaded: Loaded[VmRotation]) -> None:
 async def _advance(ctx: Context, loaded: Loaded[VmRotation]) -> None:
     rotation, now = loaded.value, ctx.now()
     only = VmFilter(rotation.tenant, rotation.policy, None, rotation.labels, rotation.prefix)
-    found, further = await find(ctx.store, only, rotation.after, limits.ROTATION_PAGE, now)
+    found, further = await find(ctx.store, only, rotation.after, limits.VM_ROTATION_PAGE, now)
     # Versions made since the start are done: by this rotation before a crash, or by an officer.
     todo = [vm for vm in found if _made_at(vm) < rotation.started_at and not await _refusals(ctx, vm, now)]
     rotated, failed = await _make_next(ctx, todo, now, rotation.readable)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -139,7 +140,11 @@ class LmdbStore:
             reason = f"only {free >> 20} MiB are free on the disk of {self._place.folder}"
         elif (busy := self._groups.busy_s()) > limits.STORE_STALL_S:
             reason = f"a transaction in {self._place.folder} has been waiting for lock or disk for {busy:.0f} s"
-        elif self._writer.trouble or self._place.map_size - used < 2 * self._place.reserve():
+        elif (
+            self._writer.trouble
+            or self._place.map_size - used < 2 * self._place.reserve()
+            or time.monotonic() - self._writer.wrote_at > limits.STORE_PROBE_EVERY_S  # the disk may fail by now
+        ):
             reason = await self._probe()
         return Health(not reason, reason, used, self._place.map_size)
 

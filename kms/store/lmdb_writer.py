@@ -15,6 +15,7 @@ thrown away. One small entry alone may use half of it: the log tells what was re
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 
@@ -39,6 +40,7 @@ class LmdbWriter:
         self._place = place
         self.in_doubt = False  # the environment died, and nothing was written since
         self.trouble = ""  # why the last commit failed; empty once one succeeded
+        self.wrote_at = 0.0  # CLOCK_MONOTONIC, seconds: when the last one did
 
     def write(self, take: Callable[[], list[Commit]]) -> list[Result]:
         """One transaction for all that waits once the write lock is ours; in halves when they fail together."""
@@ -58,7 +60,7 @@ class LmdbWriter:
                     self._leave_reserve(txn, growth)
         except lmdb.Error as error:
             return self._failed(group or take(), error)
-        self.trouble = ""
+        self.trouble, self.wrote_at = "", time.monotonic()
         return list(outcomes)
 
     def _leave_reserve(self, txn: lmdb.Transaction[bytes], growth: Growth) -> None:

@@ -6,17 +6,16 @@ a broken handshake, and so that time is asked once.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from http import HTTPStatus
 
-from kms import limits
+from kms.authorities import known_identity
 from kms.errors import KeypeerError, NotFound, Refused
 from kms.flows.context import Caller, Context
-from kms.pki import CertifiedIdentity, read_identity
-from kms.records import PRINCIPALS
+from kms.pki import CertifiedIdentity
+from kms.records import CERTIFICATES, PRINCIPALS
 from kms.web.routing import Route
 
-known_identity = lru_cache(limits.IDENTITY_CACHE_MAX)(read_identity)
+__all__ = ["identify", "known_identity"]
 
 
 async def identify(ctx: Context, route: Route, certificate: bytes | None) -> Caller | None:
@@ -33,7 +32,7 @@ async def identify(ctx: Context, route: Route, certificate: bytes | None) -> Cal
         )
     identity = known_identity(certificate)
     caller = Caller(identity.role, identity.name, certificate, identity.sha256)
-    error = _refusal(route, identity, ctx.now()) or await _replaced(ctx, caller)
+    error = _refusal(route, identity, ctx.now()) or await _replaced(ctx, caller) or await _retired(ctx, caller)
     if error is not None:
         raise await ctx.refuse(caller, "auth", error, host=caller.name if caller.role == "host" else "")
     return caller
@@ -69,10 +68,25 @@ async def _replaced(ctx: Context, caller: Caller) -> KeypeerError | None:
             hint="have a certificate issued",
             status=HTTPStatus.FORBIDDEN,
         )
-    if principal.value.certificate_sha256 != caller.certificate_sha256:
+    if principal.value.certificate_sha256 != caller.certificate_sha256 and not await _is_previous(
+        ctx, caller, principal.value.certificate_sha256
+    ):
         return Refused(
             "auth.certificate_replaced",
             f"{caller.role} {caller.name} has a newer certificate",
             hint="use the newest one",
         )
     return None
+
+
+async def _is_previous(ctx: Context, caller: Caller, newest: bytes) -> bool:
+    """Whether it is the certificate that ``newest`` renewed, still good: the answer that brought it may be lost."""
+    issued = await ctx.records.load(CERTIFICATES, f"{caller.role}/{caller.name}")
+    if issued is None or ctx.now() >= issued.value.previous_until or issued.value.sha256 != newest:
+        return False
+    return issued.value.previous_sha256 == caller.certificate_sha256
+
+
+async def _retired(ctx: Context, caller: Caller) -> KeypeerError | None:
+    # TLS has verified the chain to a CA that was heard of; whether that one is still good is looked up afresh.
+    return (await ctx.authorities()).refusal(caller.certificate, f"{caller.role} {caller.name}")

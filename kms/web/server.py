@@ -23,6 +23,7 @@ from kms.views import problem_view as problem
 from kms.web import (
     attestations,
     audit,
+    certificates,
     enrolments,
     health,
     hosts,
@@ -56,6 +57,7 @@ ROUTES: tuple[Route, ...] = (
     *proposals.rules_routes(lambda: ROUTES),
     *rollback.ROUTES,
     *signing_keys.ROUTES,
+    *certificates.ROUTES,
     *audit.ROUTES,
     *log.ROUTES,
     *health.ROUTES,

@@ -13,9 +13,9 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 
 import msgspec
 
-from keypeer import collect, launches, limits
+from keypeer import authority, collect, launches, limits
 from keypeer.client import AsyncClient
-from keypeer.errors import AnswerError, ProblemError, StateError, TpmError
+from keypeer.errors import AnswerError, KeypeerClientError, ProblemError, StateError, TpmError
 from keypeer.identity import signing_request
 from keypeer.session import Session, decoded, uptime
 from keypeer.state import AgentState
@@ -66,6 +66,7 @@ class HostAgent:
         self._next: _Next | None = None
         self._whole_logs = False
         self._bank: Bank = PCR_BANK  # as the service's challenges say
+        self.not_renewed: KeypeerClientError | None = None  # why the certificate couldn't be renewed the last time
         self._generations: dict[str, int] = {}  # of the VM keys that were released to us
 
     async def __aenter__(self) -> Self:
@@ -102,9 +103,11 @@ class HostAgent:
         """Proves boot state and place; opens or extends the session. One round trip when the last one is recent.
 
         What the agent can mend it mends once: a nonce or a session that the service no longer knows, a geo-tag that
-        was issued anew. Raises ProblemError ``attestation.refused`` with every reason, TpmError."""
+        was issued anew. Afterwards it follows the service's CA, and renews its certificate where it is time to. Raises
+        ProblemError ``attestation.refused`` with every reason, TpmError."""
         async with self._turn:
-            return await self._attest_mending()
+            result = await self._attest_mending()
+            return await self._attest_mending() if await self._moved(result) else result
 
     async def write_geo_tag(self) -> bool:
         """Fetches the host's current geo-tag and locks its digest into the TPM; False when it is there already, or
@@ -185,6 +188,20 @@ class HostAgent:
             if not await self._mended(error, knew):
                 raise
         return await self._attest()
+
+    async def _moved(self, result: AttestResult) -> bool:
+        """Follows the service's CA; whether the host has a newer certificate now, so that it has to attest again. What
+        fails here is tried again at the next attestation: this one was good."""
+        try:
+            await authority.follow(self.state, await self._connected(), result.ca_bundle)
+            renewed = result.renew and await authority.renew(self.state, await self._connected())
+        except KeypeerClientError as error:
+            self.not_renewed = error
+            return False
+        self.not_renewed = None
+        if renewed:
+            await self._disconnect()
+        return renewed
 
     async def _mended(self, error: ProblemError, knew: bool) -> bool:
         reasons = {reason.id for reason in error.reasons}

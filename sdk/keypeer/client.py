@@ -185,10 +185,23 @@ class AsyncClient(Transport):
         """Makes a new version, which signs from then on (officer)."""
         return await self.call("POST", f"/v1/signing-keys/{_name(name)}/rotation", m.SigningKeyView)
 
-    async def retire_signing_key(self, name: str, version: int, why: str) -> m.SigningKeyView:
-        """Lets nothing that an old version signed be good any more (officer)."""
+    async def retire_signing_key(self, name: str, version: int, why: str, *, anyway: bool = False) -> m.SigningKeyView:
+        """Lets nothing that an old version signed be good any more (officer). ``anyway``: of ``ca``, though hosts and
+        staff hold certificates by it."""
         path = f"/v1/signing-keys/{_name(name)}/versions/{version}/retirement"
-        return await self.call("POST", path, m.SigningKeyView, m.RetireVersion(why=why), repeat=True)
+        return await self.call("POST", path, m.SigningKeyView, m.RetireVersion(why=why, anyway=anyway), repeat=True)
+
+    async def signing_key(self, name: str) -> m.SigningKeyView:
+        """One signing key; of ``ca`` also who hasn't moved to its newest version."""
+        return await self.call("GET", f"/v1/signing-keys/{_name(name)}", m.SigningKeyView, repeat=True)
+
+    async def ca_bundle(self) -> m.CaBundle:
+        """The CA certificates in force."""
+        return await self.call("GET", "/v1/ca-bundle", m.CaBundle, repeat=True)
+
+    async def renew_certificate(self) -> m.OwnCertificate:
+        """The caller's certificate by the newest CA, over the same key; asking again does no harm."""
+        return await self.call("POST", "/v1/certificate", m.OwnCertificate, repeat=True)
 
     async def destroy_signing_key(self, name: str, version: int) -> m.SigningKeyView:
         """Destroys an old version that nothing needs (officer)."""

@@ -1,7 +1,7 @@
 """The agent's folder, its owner's alone.
 
 agent.toml          server, host, tcti, boot_log, ima_log
-ca.crt              who signs the service's certificate
+ca.crt              who signs the service's certificate: its CA's certificates in force
 host.key host.crt   the host's TLS identity: EC P-256, made at enrolment
 session-key.der     under which the HSM signs sessions, pinned at enrolment (SPKI)
 binding.pub .priv   the binding key's TPM2B_PUBLIC and TPM2B_PRIVATE; only this host's TPM can load it
@@ -166,6 +166,14 @@ class AgentState:
             self._draft = ""
         self._write("host.crt", pem.encode())
 
+    def renew_certificate(self, pem: str) -> None:
+        """Keeps a newer certificate over the same key."""
+        self._write("host.crt", pem.encode())
+
+    def save_ca(self, bundle: bytes) -> None:
+        """Keeps what signs the service's certificate from now on (PEM)."""
+        self._write("ca.crt", bundle)
+
     def session_key(self) -> bytes:
         """The public key under which the HSM signs sessions (SPKI DER). Raises StateError ``state.missing``."""
         return _read(self.folder / "session-key.der", "no enrolment has pinned the HSM's session key")
@@ -236,19 +244,23 @@ class AgentState:
             yield
 
     def _write(self, name: str, data: bytes) -> None:
-        """Whole or not at all: a draft, flushed to the disk, takes the name's place."""
-        draft = self.folder / f".{name}.{os.getpid()}"
-        draft.unlink(missing_ok=True)
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self.folder / name)
-        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_private(self.folder, name, data)
+
+
+def write_private(folder: Path, name: str, data: bytes) -> None:
+    """A file of its owner's alone, whole or not at all: a draft, flushed to the disk, takes the name's place."""
+    draft = folder / f".{name}.{os.getpid()}"
+    draft.unlink(missing_ok=True)
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(folder / name)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _try_lock(descriptor: int) -> bool:

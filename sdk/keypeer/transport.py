@@ -27,8 +27,8 @@ _LATER = (429, 503)  # RFC 6585 §4, RFC 9110 §15.6.4
 class Transport:
     """Where the service is and who calls. Open it with ``async with``, inside a running event loop.
 
-    ``ca`` is the PEM file of the one CA that is trusted; ``certificate`` and ``key`` are the caller's (PEM files), left
-    out only for enrolment and health. Raises StateError when a file is missing or broken.
+    ``ca`` is the PEM file of the CA's certificates that are trusted; ``certificate`` and ``key`` are the caller's (PEM
+    files), left out only for enrolment and health. Raises StateError when a file is missing or broken.
     """
 
     def __init__(self, server: str, *, ca: Path, certificate: Path | None = None, key: Path | None = None) -> None:
@@ -37,6 +37,11 @@ class Transport:
         self._server = server.rstrip("/")
         self._tls, self.certificate = _tls(ca, certificate, key)
         self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def server(self) -> str:
+        """The service's URL."""
+        return self._server
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(

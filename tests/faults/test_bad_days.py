@@ -4,22 +4,26 @@ and forward. Each is told in words, gives no wrong key, and is over when its cau
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import random
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import pytest
 
+from kms import limits
 from kms.custody.client import HsmClient
 from kms.records import LEASES, OLD_PREFIX, VM_PREFIX, Kind, Records
 from kms.signing_keys import SIGNING_KEYS
 from kms.store.lmdb import LmdbStore
 from kms.verification import Report, verify
 from tests.support.hsm import LABEL, RunningWorker, SoftToken, blank_token, running_worker, wait_until
+from tests.support.preload import compiled
 from tests.support.service import Service, create_vm, good_host, put_demo_policy, running_service
 
 SEED = 20261123
@@ -92,7 +96,7 @@ def look(store: Path, worker: RunningWorker) -> Report:
         custody, opened = HsmClient([worker.socket]), LmdbStore.open(store, map_size=MAP_BYTES)
         await custody.start()
         try:
-            return await verify(opened, Records(opened, custody), custody, int(time.time()))
+            return await verify(opened, Records(opened, custody), custody, time.time)
         finally:
             await custody.close()
             await opened.close()
@@ -207,27 +211,62 @@ def test_another_token_of_the_same_label_is_refused_and_the_own_one_taken_back(t
         assert host.release("web-1") == key
 
 
-CLOCKS = {"set back by an hour": -3600, "set forward by a year": 366 * 86400}
+def test_a_disk_gone_read_only_refuses_says_so_and_mends(tmp_path: Path) -> None:
+    """As a file system that met an error and was remounted read-only under the running service."""
+    control = tmp_path / "control"
+    library = compiled("failing_disk", tmp_path)
+    with running_service(tmp_path / "kp", {"LD_PRELOAD": str(library), "FAILING_DISK": str(control)}) as service:
+        put_demo_policy(service)
+        create_vm(service, "web-1")
+        host = good_host(service, "fra-1")
+        host.attest()
+        key = host.release("web-1")
+        before = len(granted(service))
+        control.write_text(f"pages {errno.EROFS}")
+        assert {(reply.status, reply.code) for reply in (host.try_release("web-1") for _ in range(5))} == {
+            (503, "store.unavailable")
+        }
+        ready = service.caller("anyone").get("/readyz")
+        (failing,) = [check for check in ready.body["checks"] if check["id"] == "store"]
+        assert ready.status == 503
+        assert "Read-only" in failing["found"]
+        control.unlink()
+        service.wait_ready()
+        assert host.release("web-1") == key
+        assert len(granted(service)) == before + 1, "no release without an entry, no entry without a release"
 
 
-@pytest.mark.parametrize("clock", CLOCKS)
-def test_a_clock_that_was_set_wrong_is_told_and_stops_nothing_for_good(tmp_path: Path, clock: str) -> None:
-    from kms.flows import health
-    from tests.support.contexts import open_all
+def granted(service: Service) -> list[dict[str, Any]]:
+    return [each for each in service.audit() if (each["action"], each["outcome"]) == ("key.release", "granted")]
 
-    async def run() -> None:
-        async with open_all(tmp_path) as parts:
-            ctx = parts.ctx
-            await ctx.commit(entries=[ctx.entry(None, "test", "done")])
-            shifted = type(ctx)(
-                **{name: getattr(ctx, name) for name in ctx.__dataclass_fields__}
-                | {"clock": lambda: time.time() + CLOCKS[clock]}
-            )
-            told = {check.id: check for check in (await health.readiness(shifted)).checks}
-            assert told["clock"].ok == (CLOCKS[clock] > 0)
-            if CLOCKS[clock] < 0:
-                assert "before the newest audit entry" in told["clock"].found
-            back = {check.id: check for check in (await health.readiness(ctx)).checks}
-            assert back["clock"].ok
 
-    asyncio.run(run())
+DAY = 86400
+
+
+@pytest.mark.parametrize("seconds", [-2 * DAY, 400 * DAY])
+def test_a_clock_that_was_set_wrong_is_told_and_stops_nothing_for_good(tmp_path: Path, seconds: int) -> None:
+    """While the service runs; put right, it goes on without a restart, and the log says what happened."""
+    control = tmp_path / "clock"
+    library = compiled("shifted_clock", tmp_path)
+    with running_service(tmp_path / "kp", {"LD_PRELOAD": str(library), "SHIFTED_CLOCK": str(control)}) as service:
+        put_demo_policy(service)
+        create_vm(service, "web-1")
+        host = good_host(service, "fra-1")
+        host.attest()
+        key = host.release("web-1")
+        control.write_text(str(seconds))
+        wait_until(lambda: host.try_release("web-1").code == "auth.certificate_expired")
+        ready = service.caller("anyone").get("/readyz")
+        (failing,) = [check for check in ready.body["checks"] if check["id"] == "clock"]
+        assert (ready.status, failing["ok"]) == (503, False)
+        assert f"set {'forward' if seconds > 0 else 'back'} by" in failing["found"]
+        time.sleep(2 * limits.CLOCK_LOOK_S)
+        control.unlink()
+        wait_until(lambda: service.caller("anyone").get("/readyz").status == 200)
+        host.attest()
+        assert host.release("web-1") == key
+        wait_until(lambda: days_that_the_clock_was_set_by(service) == [seconds // DAY, -seconds // DAY])
+
+
+def days_that_the_clock_was_set_by(service: Service) -> list[int]:
+    return [round(each["facts"]["seconds"] / DAY) for each in service.audit() if each["action"] == "clock.set"]

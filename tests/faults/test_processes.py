@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,17 @@ import pytest
 
 from keypeer.wire import messages as wire
 from kms import limits
-from tests.support.service import Host, Service, create_vm, good_host, put_demo_policy, running_service
+from tests.support.hsm import wait_until
+from tests.support.service import (
+    Caller,
+    Host,
+    Reply,
+    Service,
+    create_vm,
+    good_host,
+    put_demo_policy,
+    running_service,
+)
 
 
 @pytest.fixture
@@ -101,6 +112,71 @@ def test_a_hung_hsm_worker_is_replaced(service: Service) -> None:
         time.sleep(0.1)
     assert not hung.is_running()
     service.wait_ready(10)
+
+
+@pytest.mark.parametrize("kind", ["web", "background"])
+def test_a_process_that_stands_still_is_told_and_replaced(service: Service, kind: str) -> None:
+    wait_until(lambda: len(re.findall('"event": "(serving|working)"', service.log.read_text())) == 5)  # everyone
+    before = service.workers(kind)
+    before[0].suspend()
+    told = until_told(service, f"process.{'web-' if kind == 'web' else kind}")
+    assert told.status == 200, "the others go on"
+    deadline = time.monotonic() + limits.WORKER_SILENT_MAX_S + 5
+    while before[0].is_running() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not before[0].is_running()
+    assert "worker hangs" in service.log.read_text()
+    wait_until(lambda: len(service.workers(kind)) == len(before))
+    service.wait_ready(20)
+    wait_until(lambda: "process." not in str(readyz(service)))
+
+
+def test_an_hsm_worker_that_stands_still_gets_no_more_operations(service: Service) -> None:
+    create_vm(service, "vm")
+    host = good_host(service, "host")
+    host.attest()
+    hung = service.workers("hsm")[0]
+    hung.suspend()
+    for _ in range(8):  # each web worker is asked
+        assert until_told(service, "hsm", "no answer for").status == 200
+    assert [host.try_release("vm").status for _ in range(20)] == [200] * 20
+    hung.resume()
+    wait_until(lambda: "2 of 2 HSM workers healthy" in str(readyz(service)))
+
+
+def test_hsm_workers_that_all_stand_still_make_it_unready_until_they_go_on(service: Service) -> None:
+    workers = service.workers("hsm")
+    for worker in workers:
+        worker.suspend()
+    told = until_told(service, "hsm", "0 of 2")
+    assert told.status == 503
+    for worker in workers:
+        worker.resume()
+    service.wait_ready(10)
+
+
+def readyz(service: Service) -> Reply | None:
+    """What the service says of itself; None when the connection got to a worker that doesn't answer."""
+    anyone = Caller(service.port, service.ca)
+    anyone.timeout, anyone.attempts = 1.0, 1
+    try:
+        return anyone.get("/readyz")
+    except (OSError, HTTPException):
+        return None
+    finally:
+        anyone.close()
+
+
+def until_told(service: Service, check: str, words: str = "") -> Reply:
+    """The first answer of /readyz with a check of that id (or that begins so) that isn't good, or has these words."""
+    deadline, replies = time.monotonic() + 10, []
+    while time.monotonic() < deadline:
+        reply = readyz(service)
+        replies.append(reply)
+        found = [each for each in reply.body["checks"] if each["id"].startswith(check)] if reply is not None else []
+        if reply is not None and any(words in each["found"] if words else not each["ok"] for each in found):
+            return reply
+    raise AssertionError(f"/readyz told nothing of {check} {words}: {replies}")
 
 
 def test_workers_that_recycle_themselves_are_not_noticed(tmp_path: Path) -> None:

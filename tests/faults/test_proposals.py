@@ -6,11 +6,9 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from kms.audit.record import decode_record
 from kms.errors import KeypeerError
@@ -19,13 +17,11 @@ from kms.flows.context import Context
 from tests.support.contexts import Parts, open_all
 from tests.support.flow_officers import approve, enrol, propose, rules, signature
 from tests.support.stores import whole_log
-from tests.support.vendor import vendor_ca
 
 
 @pytest.fixture
 async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
     async with open_all(tmp_path) as parts:
-        parts.ctx = replace(parts.ctx, ca=vendor_ca().public_bytes(Encoding.DER))
         yield parts
 
 

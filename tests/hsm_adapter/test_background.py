@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
+import psutil
+
 from hsm_adapter import framing
 from hsm_adapter import protocol as p
 from tests.support import hsm
@@ -13,9 +15,16 @@ FRAMES = 20
 FLOOD = 150  # self-tests: some 5 ms each, many times BACKGROUND_STARVE_S
 
 
+def stop(running: hsm.RunningWorker) -> None:
+    """Returns when it stands still: the signal alone leaves it the time to take a frame."""
+    os.kill(running.process.pid, signal.SIGSTOP)
+    while psutil.Process(running.process.pid).status() != psutil.STATUS_STOPPED:
+        pass
+
+
 def order(running: hsm.RunningWorker, first: hsm.Client, second: hsm.Client) -> tuple[list[int], list[int]]:
     """When each frame of either was served, frames of both lying ready at once: how many operations were before it."""
-    os.kill(running.process.pid, signal.SIGSTOP)
+    stop(running)
     for _ in range(FRAMES):
         for client in (first, second):
             client.sock.sendall(framing.encode_request(1, [p.Random(32), p.Ping()]))
@@ -56,7 +65,7 @@ def test_it_is_not_starved(worker: hsm.RunningWorker) -> None:
     """While another connection always has a frame waiting."""
     with hsm.Client(worker.socket) as quiet, hsm.Client(worker.socket) as front:
         quiet.one(p.Background(), p.Pong)
-        os.kill(worker.process.pid, signal.SIGSTOP)
+        stop(worker)
         front.sock.sendall(framing.encode_request(1, [p.SelfTest(), p.Ping()]) * FLOOD)
         quiet.sock.sendall(framing.encode_request(1, [p.Random(32), p.Ping()]) * 3)
         os.kill(worker.process.pid, signal.SIGCONT)

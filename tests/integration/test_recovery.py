@@ -156,22 +156,17 @@ def test_a_token_destroyed_is_brought_back_and_releases_the_same_key(service: Se
     backup = tmp_path / "backup"
     done(keypeer(service.folder, "backup", str(backup)))
     create_vm(service, "too-late")
+    kept = json.loads(done(keypeer(service.folder, "recovery", "status", "--json")))
+    signer = next(each["public_key_sha256"] for each in kept if each["key"] == "session")
     service.stop()
     lost = service.folder / "token"
     shutil.rmtree(lost)
 
     new = blank_home(tmp_path / "new")
-    restored = keypeer(
-        new,
-        "restore",
-        str(backup),
-        "--break-glass",
-        "--so-pin",
-        "file:token/so-pin",
-        "--json",
-        *shares_of(service, 3, 1),
-    )
-    told = json.loads(done(restored))
+    pieces = ("--break-glass", "--so-pin", "file:token/so-pin", "--json", *shares_of(service, 3, 1))
+    forged = keypeer(new, "restore", str(backup), "--trust", "0" * 64, *pieces)
+    assert json.loads(forged.stdout)["code"] == "hsm.backup_forged"
+    told = json.loads(done(keypeer(new, "restore", str(backup), "--trust", signer, *pieces)))
     assert told["good"]
     assert {"keypeer/kek/1", "keypeer/kek/2", "keypeer/record-mac/1", "keypeer/ca"} <= set(told["keys"]["restored"])
     assert told["looked_at"]["VM keys"] == 2

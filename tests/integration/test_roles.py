@@ -112,6 +112,8 @@ GET    /v1/signing-keys/{key}                           staff
 POST   /v1/signing-keys/{key}/rotation                  officer : keys.rotate
 POST   /v1/signing-keys/{key}/versions/{version}/retirement officer : keys.retire
 DELETE /v1/signing-keys/{key}/versions/{version}        officer : keys.destroy
+GET    /v1/ca-bundle                                    staff host
+POST   /v1/certificate                                  staff host
 GET    /v1/audit                                        auditor officer
 GET    /v1/log/checkpoint                               auditor officer
 GET    /v1/log/key                                      auditor officer

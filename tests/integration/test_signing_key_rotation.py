@@ -297,6 +297,6 @@ class TestWorstDays:
     def test_the_command(self, fresh: Service) -> None:
         assert fresh.keypeer("signing-key", "rotate", "geo").stdout == "geo: version 1 verifies, version 2 signs\n"
         listed = json.loads(fresh.keypeer("signing-key", "list", "--json").stdout)
-        assert [key["key"] for key in listed] == ["geo", "appraisal", "session", "audit"]
+        assert [key["key"] for key in listed] == ["geo", "appraisal", "session", "audit", "ca"]
         assert "retired" in fresh.keypeer("signing-key", "retire", "geo", "1", "--why", "test").stdout
         assert fresh.keypeer("signing-key", "destroy", "geo", "2", check=False).returncode == 3

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keypeer.wire.profile import BOOT_PCRS, PCR_BANK, QUOTE_PCRS
+from kms import pki
 from kms.custody.client import HsmClient
 from kms.evidence.ek import VendorCas
 from kms.flows.context import AttestationProfile, Caller, Context, LogProfile
@@ -61,6 +62,13 @@ async def open_parts(folder: Path) -> AsyncIterator[Context]:
         yield parts.ctx
 
 
+async def ca_certificate(custody: HsmClient) -> bytes:
+    """As `keypeer init` issues it, DER."""
+    public_key = (await custody.describe()).public_keys["ca"]
+    tbs = pki.ca_tbs(public_key, serial=os.urandom(pki.SERIAL_BYTES), now=int(time.time()))
+    return pki.assemble(tbs, await custody.sign("ca", tbs))
+
+
 async def context(store: Store, custody: HsmClient) -> Context:
     """As kms.app.open_context makes it."""
     description = await custody.describe()
@@ -74,7 +82,7 @@ async def context(store: Store, custody: HsmClient) -> Context:
         random=os.urandom,
         profile=AttestationProfile(PCR_BANK, QUOTE_PCRS, BOOT_PCRS),
         vendor_cas=VendorCas.read([], []),
-        ca=b"",
+        ca=await ca_certificate(custody),
         first_keys=first_keys(description),
         log=LogProfile("keypeer.test/log", HttpWitnesses()),
         rollback=RollbackGuard(store, custody, records),

@@ -8,8 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from keypeer.wire.profile import BOOT_PCRS, QUOTE_PCRS
 from kms.custody.client import HsmClient
 from kms.evidence.ek import VendorCas
@@ -20,9 +18,9 @@ from kms.signing_keys import first_keys
 from kms.store.port import Store
 from kms.witness.client import HttpWitnesses
 from kms.witness.port import Witness
+from tests.support.contexts import ca_certificate
 from tests.support.hsm import fresh_token, running_worker
 from tests.support.stores import MAP_BYTES, lmdb_store
-from tests.support.vendor import vendor_ca
 
 
 @dataclass
@@ -55,7 +53,7 @@ async def flow_context(folder: Path, *, map_size: int = MAP_BYTES) -> AsyncItera
                     random=os.urandom,
                     profile=AttestationProfile("sha256", QUOTE_PCRS, BOOT_PCRS),
                     vendor_cas=VendorCas.read([], []),
-                    ca=vendor_ca().public_bytes(Encoding.DER),
+                    ca=await ca_certificate(custody),
                     first_keys=first_keys(description),
                     log=LogProfile("keypeer.test/log", witnesses),
                     rollback=RollbackGuard(store, custody, records),

@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,16 +64,18 @@ class Caller:
         if certificate is not None:
             self.context.load_cert_chain(certificate, key)
         self.certificate = ssl.PEM_cert_to_DER_cert(certificate.read_text()) if certificate is not None else b""
+        self.attempts = 2
+        self.timeout = 30.0  # seconds
         self._port = port
         self._connection: http.client.HTTPSConnection | None = None
 
     def raw(self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json") -> Reply:
-        """One request; a connection that a restarted worker left dead is made anew."""
+        """One request; a connection that a restarted worker left dead is made anew, unless ``attempts`` is 1."""
         headers = {} if body is None else {"Content-Type": content_type}
-        for attempt in (1, 2):
+        for attempt in range(1, self.attempts + 1):
             if self._connection is None:
                 self._connection = http.client.HTTPSConnection(
-                    "localhost", self._port, timeout=30, context=self.context
+                    "localhost", self._port, timeout=self.timeout, context=self.context
                 )
             try:
                 self._connection.request(method, path, body, headers)
@@ -85,7 +87,7 @@ class Caller:
                 return Reply(answer.status, body, kind, dict(answer.headers))
             except (http.client.HTTPException, ConnectionError, ssl.SSLEOFError):
                 self.close()
-                if attempt == 2:
+                if attempt == self.attempts:
                     raise
         raise AssertionError("unreachable")
 
@@ -123,6 +125,7 @@ class Service:
     port: int
     process: subprocess.Popen[bytes] | None = None
     callers: dict[str, Caller] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)  # more of it, for the processes of `keypeer serve`
 
     @property
     def url(self) -> str:
@@ -147,10 +150,14 @@ class Service:
 
     def start(self, *, ready: bool = True) -> None:
         """Starts `keypeer serve` and waits until it is ready, or answers at least."""
-        environment = {**os.environ, "KEYPEER_HOME": str(self.folder)}
+        self.launch()
+        self.wait_ready(statuses=(200,) if ready else (200, 503))
+
+    def launch(self) -> None:
+        """Starts `keypeer serve`."""
+        environment = {**os.environ, **self.environment, "KEYPEER_HOME": str(self.folder)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen([str(KEYPEER), "serve"], env=environment, stderr=log, stdout=log)
-        self.wait_ready(statuses=(200,) if ready else (200, 503))
 
     def wait_ready(self, seconds: float = READY_S, statuses: tuple[int, ...] = (200,)) -> None:
         """Returns when /readyz says yes, or what else is waited for."""
@@ -207,10 +214,11 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 @contextmanager
-def running_service(folder: Path, **options: str) -> Iterator[Service]:
+def running_service(folder: Path, environment: Mapping[str, str] | None = None, **options: str) -> Iterator[Service]:
     """A fresh service, running; its files are gone afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     service = initialised_service(folder, **options)
+    service.environment |= environment or {}
     try:
         service.start()
         yield service

@@ -23,6 +23,7 @@ _NOUNS = {
     "proposal": "keypeer.cli.proposal",
     "audit": "keypeer.cli.audit",
     "baseline": "keypeer.cli.baseline",
+    "certificate": "keypeer.cli.certificate",
     "completion": "keypeer.cli.completion",
     "geo-tag": "keypeer.cli.geo_tag",
     "host": "keypeer.cli.host",

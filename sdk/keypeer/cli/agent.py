@@ -140,6 +140,8 @@ def attest(watch: int | None, folder: Path | None, host: str | None, home: Path 
     async def once(opened: HostAgent) -> None:
         await opened.write_geo_tag()
         _tell_attested(await opened.attest(), as_json)
+        if opened.not_renewed is not None:
+            output.say(f"the certificate wasn't renewed: {opened.not_renewed.code}: {opened.not_renewed.detail}")
 
     async def again(opened: HostAgent) -> None:
         stop = asyncio.Event()

@@ -26,7 +26,7 @@ from keypeer.image import (
     read_header,
 )
 from keypeer.image.files import Input, Output, opened_output
-from keypeer.image.format import TAG_BYTES, Header
+from keypeer.image.format import Header, check_asked, layout
 from keypeer.image.streams import write_all
 from keypeer.locked import protect_process
 from keypeer.vmkey import VmKey
@@ -106,7 +106,7 @@ def decrypt_image(job: Job, epoch: int | None, image_id: bytes | None, part: Par
         _check_seekable(given, part)
         info = read_header(given)
         with (
-            _named(key_of, job.key_from, info) as key,
+            _key(key_of, job, info, epoch, image_id) as key,
             opened_output(job.target, replace=job.replace) as made,
             Meter("decrypted", given.size if part is None else part.length) as told,
         ):
@@ -147,10 +147,11 @@ def inspect_image(job: Job, epoch: int | None, image_id: bytes | None) -> Facts:
     if not job.key_from.given:
         with closing(Input(job.source)) as given:
             info = read_header(given)
-            return _header_facts(info.header) | {"size": _size(given, info), "verified": False}
+            size = layout(info, given.size).size if given.size is not None else None  # a claim, like the rest
+            return _header_facts(info.header) | {"size": size, "verified": False}
     with job.key_from.opened() as key_of, closing(Input(job.source)) as given:
         info = read_header(given)
-        with _named(key_of, job.key_from, info) as key, Meter("verified", given.size) as told:
+        with _key(key_of, job, info, epoch, image_id) as key, Meter("verified", given.size) as told:
             protect_process()
             done = decrypt(given, _Nothing(), key, info=info, epoch=epoch, image_id=image_id, progress=told)
         return _header_facts(info.header) | {"size": done, "verified": True}
@@ -171,20 +172,20 @@ def _unit_facts(key: VmKey, epoch: int, unit: int) -> Facts:
     return {"vm": key.vm, "version": key.version, "epoch": epoch, "unit": unit}
 
 
-def _size(given: Input, info: ImageInfo) -> int | None:
-    """The image's bytes, of a file's alone; a claim like the rest, until a key verifies it."""
-    if given.size is None:
-        return None
-    sealed = info.header.chunk + TAG_BYTES
-    return max(0, given.size - info.size - -(-(given.size - info.size) // sealed) * TAG_BYTES)
-
-
 def _check_seekable(given: Input, part: Part | None) -> None:
     if part is not None and given.size is None:
         raise StateError("input.file", f"{given.name} isn't a file", "a part (--at) needs one")
 
 
-def _named(key_of: Callable[[str, int | None], VmKey], key_from: KeySource, info: ImageInfo) -> VmKey:
+def _key(
+    key_of: Callable[[str, int | None], VmKey],
+    job: Job,
+    info: ImageInfo,
+    epoch: int | None,
+    image_id: bytes | None,
+) -> VmKey:
     """The key that the options name, or, where they leave that out, the one that the image says it is of; that it is
-    so, its header's tag proves."""
-    return key_of(key_from.vm or info.header.vm, key_from.key_version or info.header.version)
+    so, its header's tag proves. No key is asked for when the image isn't the one that is wanted."""
+    vm, version = job.key_from.vm, job.key_from.key_version
+    check_asked(info, vm=vm, version=version, epoch=epoch, image_id=image_id)
+    return key_of(vm or info.header.vm, version or info.header.version)

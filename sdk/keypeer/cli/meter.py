@@ -37,8 +37,8 @@ class Meter:
     def __call__(self, done: int) -> None:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done)
-        elif self._now() - self._told >= limits.IMAGE_TOLD_EVERY_S:
-            self._told = self._now()
+        elif (now := self._now()) - self._told >= limits.IMAGE_TOLD_EVERY_S:
+            self._told = now
             output.say(f"{self._what}: {size(done)}{f' of {size(self._total)}' if self._total is not None else ''}")
 
     def __enter__(self) -> Self:

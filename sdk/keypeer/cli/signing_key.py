@@ -1,4 +1,4 @@
-"""`keypeer signing-key`: the keys that sign geo-tags, appraisals, sessions and the audit log."""
+"""`keypeer signing-key`: the keys that sign geo-tags, appraisals, sessions, the audit log and certificates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from keypeer.wire.messages import SigningKeyView
 if TYPE_CHECKING:
     from keypeer.client import AsyncClient
 
-_name = click.argument("name", type=click.Choice(["geo", "appraisal", "session", "audit"]))
+_name = click.argument("name", type=click.Choice(["geo", "appraisal", "session", "audit", "ca"]))
 _version = click.argument("version", type=click.IntRange(min=1))
 
 
@@ -40,6 +40,22 @@ async def list_keys(client: AsyncClient, as_json: bool) -> None:
 
 @signing_key.command()
 @_name
+@command("auditor")
+async def show(client: AsyncClient, name: str, as_json: bool) -> None:
+    """One key and its versions; of the CA key, who hasn't moved to the newest version yet."""
+    view = await client.signing_key(name)
+    _tell(view, as_json)
+    if as_json or view.issuing is None:
+        return
+    facts = [("issues certificates", f"version {view.issuing}")]
+    facts += [("the service's own", f"by version {view.server}")] if view.server else []
+    more = view.waiting_count - len(view.waiting)
+    waiting = ", ".join(view.waiting) + (f" and {more} more" if more else "")
+    output.facts([*facts, ("on older versions", f"{view.waiting_count}: {waiting}" if waiting else "nobody")])
+
+
+@signing_key.command()
+@_name
 @command("officer")
 async def rotate(client: AsyncClient, name: str, as_json: bool) -> None:
     """Make a new version of NAME; it signs from now on, and what older ones signed stays good."""
@@ -50,10 +66,11 @@ async def rotate(client: AsyncClient, name: str, as_json: bool) -> None:
 @_name
 @_version
 @click.option("--why", required=True, help="For the log.")
+@click.option("--anyway", is_flag=True, help="Of ca: lock out whoever still has a certificate by it.")
 @command("officer")
-async def retire(client: AsyncClient, name: str, version: int, why: str, as_json: bool) -> None:
+async def retire(client: AsyncClient, name: str, version: int, why: str, anyway: bool, as_json: bool) -> None:
     """Let nothing that VERSION of NAME signed be good any more: for a key that is no longer trusted."""
-    _tell(await client.retire_signing_key(name, version, why), as_json)
+    _tell(await client.retire_signing_key(name, version, why, anyway=anyway), as_json)
 
 
 @signing_key.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import select
@@ -15,6 +16,7 @@ from keypeer.errors import StateError
 
 STREAM = Path("-")  # standard input or output, as commands name it
 _MODE = 0o600  # what is in an image of memory is its owner's alone
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # link(2)
 _NAME_BYTES_MAX = 200  # bytes of a file's name in its draft's; NAME_MAX is 255
 
 
@@ -79,19 +81,27 @@ class _NewFile(Output):
     def finish(self) -> None:
         super().finish()
         with _words(self.name):
-            if self._replace:
+            if self._replace or not self._linked():
                 self._draft.replace(self._path)
-            else:
-                self._path.hardlink_to(self._draft)  # unlike rename(2), fails when the name was taken meanwhile
-                self._draft.unlink()
             folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(folder)
             finally:
                 os.close(folder)
 
+    def _linked(self) -> bool:
+        """Gives the draft its name, which unlike rename(2) fails when it was taken meanwhile; ``drop`` takes the other
+        away. False where the file system knows no links (vfat) and the name is still free."""
+        try:
+            self._path.hardlink_to(self._draft)
+        except OSError as error:
+            if error.errno not in _NO_LINKS or self._path.exists():
+                raise
+            return False
+        return True
+
     def drop(self) -> None:
-        """What is left of a file that didn't become whole."""
+        """The draft and its name, if they are still there."""
         self._file.close()
         with suppress(OSError):
             self._draft.unlink(missing_ok=True)

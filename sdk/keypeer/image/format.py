@@ -69,6 +69,16 @@ class ImageInfo:
         return len(self.raw) + TAG_BYTES
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a file's chunks are. ``last``: the last one's index, ``last_bytes``: its size with its tag, ``size``: what
+    all hold, in bytes."""
+
+    last: int
+    last_bytes: int
+    size: int
+
+
 _header = msgspec.json.Decoder(Header)
 
 
@@ -107,6 +117,16 @@ def read_header(source: Source) -> ImageInfo:
 
 def _unreadable(why: str) -> ImageError:
     return ImageError("image.header", f"the header doesn't read: {why}", "fetch or copy the image again")
+
+
+def layout(info: ImageInfo, file_bytes: int) -> Layout:
+    """The chunks of an image that is a file of so many bytes. Raises ImageError ``image.truncated``."""
+    body, sealed = file_bytes - info.size, info.header.chunk + TAG_BYTES
+    last = max(0, body - 1) // sealed
+    last_bytes = body - last * sealed
+    if last_bytes < TAG_BYTES:
+        raise truncated(f"chunk {last}")
+    return Layout(last, last_bytes, body - (last + 1) * TAG_BYTES)
 
 
 def truncated(where: str) -> ImageError:
@@ -163,19 +183,19 @@ def _nonce(index: int, last: bool) -> bytes:
     return bytes((last, 0, 0, 0)) + index.to_bytes(8, "big")
 
 
-def check_asked(info: ImageInfo, key: VmKey, *, epoch: int | None = None, image_id: bytes | None = None) -> None:
-    """That an image is of the VM and version that ``key`` is of, and the very one that was asked for where ``epoch``
-    and ``image_id`` say so; raises ImageError ``image.vm``, ``image.other``."""
+def check_asked(
+    info: ImageInfo, *, vm: str | None, version: int | None, epoch: int | None, image_id: bytes | None
+) -> None:
+    """That an image says it is the one that was asked for, as far as that was said; its tag proves it then. Raises
+    ImageError ``image.vm``, ``image.other``."""
     header = info.header
-    if (header.vm, header.version) != (key.vm, key.version):
+    if (vm or header.vm, version or header.version) != (header.vm, header.version):
         raise ImageError(
             "image.vm",
-            f"the image is of VM {header.vm} and key version {header.version}; the key is of {key.vm}, {key.version}",
+            f"the image is of VM {header.vm}, key version {header.version}; the key is of {vm}, {version or 'any'}",
             f"release version {header.version} of {header.vm}'s key",
         )
-    for what, asked, found in (
-        ("epoch", epoch, header.epoch),
-        ("id", None if image_id is None else image_id.hex(), header.id),
-    ):
-        if asked is not None and asked != found:
-            raise ImageError("image.other", f"the image's {what} is {found}; asked for was {asked}")
+    if epoch not in (None, header.epoch):
+        raise ImageError("image.other", f"the image's epoch is {header.epoch}; asked for was {epoch}")
+    if image_id is not None and image_id.hex() != header.id:
+        raise ImageError("image.other", f"the image's id is {header.id}; asked for was {image_id.hex()}")

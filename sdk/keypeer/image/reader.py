@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from keypeer.errors import StateError
-from keypeer.image.format import TAG_BYTES, Cipher, ImageInfo, check_asked, read_header, truncated
+from keypeer.image.format import TAG_BYTES, Cipher, ImageInfo, check_asked, layout, read_header, truncated
 from keypeer.image.streams import Progress, SeekableSource, Source, Target, fill, write_all
 from keypeer.vmkey import VmKey
 
@@ -65,13 +65,9 @@ class ImageReader:
         self._sealed = memoryview(bytearray(self._chunk + TAG_BYTES))
         self._plain = memoryview(bytearray(self._chunk))
         self._held = -1  # the chunk whose bytes are in ``_plain``
-        body = file.seek(0, os.SEEK_END) - self.info.size
-        self._last = max(0, body - 1) // (self._chunk + TAG_BYTES)
-        self._last_bytes = body - self._last * (self._chunk + TAG_BYTES)
-        if self._last_bytes < TAG_BYTES:
-            raise truncated(f"chunk {self._last}")
-        self.size = body - (self._last + 1) * TAG_BYTES
-        self._open(self._last)
+        self._layout = layout(self.info, file.seek(0, os.SEEK_END))
+        self.size = self._layout.size
+        self._open(self._layout.last)
 
     def read(self, offset: int, size: int) -> bytes:
         """``size`` bytes from ``offset``, fewer at the image's end. Raises StateError ``image.argument``."""
@@ -91,8 +87,8 @@ class ImageReader:
             return
         self._held = -1  # what a failed chunk left there must not be taken for another's
         self._file.seek(self.info.size + index * (self._chunk + TAG_BYTES))
-        last = index == self._last
-        wanted = self._last_bytes if last else self._chunk + TAG_BYTES
+        last = index == self._layout.last
+        wanted = self._layout.last_bytes if last else self._chunk + TAG_BYTES
         if fill(self._file, self._sealed[:wanted]) < wanted:
             raise truncated(f"chunk {index}")
         self._cipher.open(index, last=last, data=self._sealed[:wanted], into=self._plain[: wanted - TAG_BYTES])
@@ -100,7 +96,7 @@ class ImageReader:
 
 
 def _cipher(info: ImageInfo, key: VmKey, epoch: int | None, image_id: bytes | None) -> Cipher:
-    check_asked(info, key, epoch=epoch, image_id=image_id)
+    check_asked(info, vm=key.vm, version=key.version, epoch=epoch, image_id=image_id)
     cipher = Cipher(key, info.raw, info.header)
     cipher.verify_header(info.tag)
     return cipher

@@ -36,6 +36,7 @@ BootLogBytes = Annotated[str, Meta(max_length=4 * 1024 * 1024 // 3 + 4, descript
 ImaBytes = Annotated[str, Meta(max_length=4 * 16 * 1024 * 1024 // 3 + 4, description="at most 16 MiB, base64url")]
 CertificateBytes = Annotated[str, Meta(pattern=_B64, max_length=8192, description="DER, base64url")]
 Pem = Annotated[str, Meta(max_length=16384, description="PEM")]
+CaPem = Annotated[str, Meta(max_length=65_536, description="PEM, one certificate after another")]
 
 KeySize = Literal[32, 64]  # bytes; AES-256, or AES-256-XTS (two AES-256 keys)
 Role = Literal["host", "officer", "operator", "auditor"]

@@ -152,9 +152,11 @@ def test_a_reader_refuses_the_one_chunk_that_is_damaged_and_reads_on_elsewhere()
     image[header_bytes(bytes(image)) + CHUNK + TAG + 9] ^= 4
     with key() as held:
         reader = ImageReader(io.BytesIO(bytes(image)), held)
-        with pytest.raises(ImageError, match="chunk 1"):
-            reader.read(CHUNK, 10)
-        assert reader.read(0, 10) == data[:10]
+        for good in (0, 2):
+            assert reader.read(good * CHUNK, 10) == data[good * CHUNK :][:10]
+            with pytest.raises(ImageError, match="chunk 1"):
+                reader.read(CHUNK, 10)
+            assert reader.read(good * CHUNK, 10) == data[good * CHUNK :][:10]
         with pytest.raises(ImageError, match="chunk 1"):
             reader.read(CHUNK - 1, 2)
 

@@ -6,9 +6,11 @@ import io
 
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from hypothesis import given
+from hypothesis import strategies as st
 
-from keypeer.errors import KeypeerClientError
-from keypeer.image import decrypt_xts, encrypt_xts
+from keypeer.errors import KeypeerClientError, StateError
+from keypeer.image import XtsReader, decrypt_xts, encrypt_xts
 from keypeer.locked import LockedBytes
 from keypeer.vmkey import VmKey
 
@@ -66,3 +68,26 @@ def test_what_xts_cannot_do_is_refused(size: int, unit: int, code: str) -> None:
     with pytest.raises(KeypeerClientError) as refused:
         run(bytes(size), unit=unit)
     assert refused.value.code == code
+
+
+@given(data=st.binary(min_size=16, max_size=3 * UNIT), offset=st.integers(0, 3 * UNIT), count=st.integers(0, 2 * UNIT))
+def test_any_part_is_that_part(data: bytes, offset: int, count: int) -> None:
+    if 0 < len(data) % UNIT < 16:
+        data += bytes(16)
+    with key() as held, XtsReader(io.BytesIO(run(data)), held, epoch=1, unit=UNIT) as reader:
+        assert reader.size == len(data)
+        assert reader.read(offset, count) == data[offset : offset + count]
+
+
+def test_progress_tells_the_bytes_so_far() -> None:
+    told: list[int] = []
+    with key() as held:
+        encrypt_xts(io.BytesIO(bytes(2 * UNIT + 16)), io.BytesIO(), held, epoch=1, unit=UNIT, progress=told.append)
+    assert told == [UNIT, 2 * UNIT, 2 * UNIT + 16]
+
+
+def test_a_part_that_cannot_be_is_refused() -> None:
+    with key() as held, XtsReader(io.BytesIO(bytes(UNIT)), held, epoch=1, unit=UNIT) as reader:
+        for offset, size in ((-1, 1), (0, -1)):
+            with pytest.raises(StateError):
+                reader.read(offset, size)

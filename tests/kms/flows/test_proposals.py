@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from keypeer.wire import messages as wire
-from kms import limits
+from kms import limits, pki
 from kms.approvals import greatest
 from kms.errors import KeypeerError
 from kms.flows import policies, principals, proposals
@@ -81,7 +81,8 @@ async def test_an_approved_act_that_failed_expires_too(ctx: Context) -> None:
 async def test_what_was_signed_for_another_ca_says_nothing(ctx: Context) -> None:
     view = await propose(ctx, "ada")
     await approve(ctx, "ada", view)
-    moved = replace(ctx, ca=make_ca("another").certificate.public_bytes(Encoding.DER))
+    other = make_ca("another").certificate.public_bytes(Encoding.DER)
+    moved = replace(ctx, ca=other, first_keys={**ctx.first_keys, "ca": pki.spki_of(other)})
     assert await code(approve(moved, "bob", view)) == "proposal.other_service"
     await rules(ctx, **{"policy.put": 1})
     assert await code(execute(moved, "bob", view)) == "proposal.other_service"
@@ -223,11 +224,11 @@ async def test_open_proposals_are_bounded_and_old_ones_make_room(ctx: Context, m
 
 async def test_store_verify_knows_what_proposals_keep(ctx: Context) -> None:
     view = await propose(ctx, "ada")
-    report = await verify(ctx.store, ctx.records, ctx.custody, ctx.now())
+    report = await verify(ctx.store, ctx.records, ctx.custody, ctx.now)
     assert report.looked_at["records"] >= 6, "officers, rules, proposal and its index"
     assert [wrong.where for wrong in report.wrong if "proposal" in wrong.where or "approval" in wrong.where] == []
     await ctx.store.commit(Commit(puts=[(PROPOSALS.key(view.id), b"changed")]))
-    changed = await verify(ctx.store, ctx.records, ctx.custody, ctx.now())
+    changed = await verify(ctx.store, ctx.records, ctx.custody, ctx.now)
     assert f"proposal/{view.id}" in [wrong.where for wrong in changed.wrong]
 
 

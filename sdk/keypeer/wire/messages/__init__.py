@@ -123,7 +123,14 @@ from keypeer.wire.messages.service import (
     LogKeys,
     Readiness,
 )
-from keypeer.wire.messages.signing import RetireVersion, SigningKeyPage, SigningKeyView, SigningVersionView
+from keypeer.wire.messages.signing import (
+    CaBundle,
+    OwnCertificate,
+    RetireVersion,
+    SigningKeyPage,
+    SigningKeyView,
+    SigningVersionView,
+)
 from keypeer.wire.messages.store import AcceptRollback, LogHeadView, RollbackView
 
 __all__ = [
@@ -146,6 +153,7 @@ __all__ = [
     "BindingEvidence",
     "BootLog",
     "BootView",
+    "CaBundle",
     "Challenge",
     "ChallengeRequest",
     "ConsistencyProof",
@@ -191,6 +199,7 @@ __all__ = [
     "LogKeys",
     "LogPositions",
     "OldVersionView",
+    "OwnCertificate",
     "OwnerKind",
     "PlatformRule",
     "PolicyDocument",

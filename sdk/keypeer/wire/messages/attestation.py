@@ -192,8 +192,11 @@ class SessionGrant(Answer, frozen=True, kw_only=True):
 
 
 class AttestResult(Answer, frozen=True, kw_only=True):
-    """A good appraisal, its session, and the next challenge: steady state is one round trip."""
+    """A good appraisal, its session, and the next challenge: steady state is one round trip. ``ca_bundle``: the SHA-256
+    of what GET /v1/ca-bundle answers. ``renew``: time to ask for a newer certificate (POST /v1/certificate)."""
 
     appraisal: AppraisalView
     session: SessionGrant
     next_challenge: Challenge
+    ca_bundle: Sha256Hex | None = None
+    renew: bool = False

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from keypeer.wire.messages.base import Answer, Request
-from keypeer.wire.types import CertificateBytes, HostId, Pem, Sha256Hex, SmallBytes, TpmBytes, UnixSeconds
+from keypeer.wire.types import CaPem, CertificateBytes, HostId, Pem, Sha256Hex, SmallBytes, TpmBytes, UnixSeconds
 
 
 class EnrolRequest(Request, frozen=True, kw_only=True):
@@ -45,11 +45,11 @@ HostStatus = Literal["pending", "approved", "revoked"]
 
 class EnrolResult(Answer, frozen=True, kw_only=True):
     """The host's client certificate; it opens nothing until ``status`` is approved. ``session_key`` is the public key
-    (SPKI DER, EC P-256) under which the HSM signs sessions: the host pins it."""
+    (SPKI DER, EC P-256) under which the HSM signs sessions: the host pins it. ``ca``: every CA certificate in force."""
 
     host: HostId
     status: HostStatus
     certificate: Pem
-    ca: Pem
+    ca: CaPem
     ek_digest: Sha256Hex
     session_key: SmallBytes
