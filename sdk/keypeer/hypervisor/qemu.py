@@ -8,9 +8,12 @@ memory is left out of core dumps, and seccomp keeps QEMU from starting programs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import os
 from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,26 +73,26 @@ class Qemu:
     @classmethod
     async def start(cls, spec: VmSpec, key: Key, *, incoming: bool = False) -> Qemu:
         """A paused VM; ``resume`` lets it run. With ``incoming`` it waits for a migration or an image: no boot.
-        Raises HypervisorError ``qemu.start``, ``qemu.disk_key``, ``vtpm.start``, ``vtpm.state``; StateError."""
-        _prepare(spec)
-        vtpm = await cls._start_vtpm(spec, key)
-        process: Process | None = None
-        try:
-            with derive_hex(key, DISK) as passphrase, SecretFd(passphrase.view()) as disk_key:
-                process = await _spawn(spec, disk_key, incoming=incoming)
-                qmp = await _connect(spec, process)
-                machine = cls(spec, qmp, process, vtpm)
-                # QEMU speaks QMP after it has read its secrets and asked swtpm for its abilities.
-        except BaseException:
-            if process is not None and process.returncode is None:
-                process.kill()
-                await process.wait()
-            if vtpm is not None:
-                await vtpm.stop()
-            raise
+        Raises HypervisorError ``qemu.start``, ``qemu.disk_key``, ``vtpm.start``, ``vtpm.state``, ``vtpm.locked``;
+        StateError ``qemu.running`` (its folder is a running VM's), ``qemu.folder``, ``secret.size``."""
+        with _claimed(spec) as claim:
+            vtpm = await cls._start_vtpm(spec, key)
+            process: Process | None = None
+            try:
+                with derive_hex(key, DISK) as passphrase, SecretFd(passphrase.view()) as disk_key:
+                    process = await _spawn(spec, disk_key, claim, incoming=incoming)
+                    # QEMU speaks QMP after it has read its secrets and asked swtpm for its abilities.
+                    qmp = await _connect(spec, process)
+            except BaseException:
+                if process is not None and process.returncode is None:
+                    process.kill()
+                    await process.wait()
+                if vtpm is not None:
+                    await vtpm.stop()
+                raise
         if vtpm is not None:
             vtpm.forget_keys()
-        return machine
+        return cls(spec, qmp, process, vtpm)
 
     @staticmethod
     async def _start_vtpm(spec: VmSpec, key: Key) -> Vtpm | None:
@@ -219,13 +222,23 @@ def _escaped(value: str) -> str:
     return value.replace(",", ",,")
 
 
-def _prepare(spec: VmSpec) -> None:
+@contextlib.contextmanager
+def _claimed(spec: VmSpec) -> Iterator[int]:
+    """The run folder's lock, for QEMU to inherit: it is free again when QEMU is dead."""
     spec.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if len(os.fsencode(spec.folder / "vtpm")) > limits.SOCKET_PATH_BYTES_MAX:
         raise StateError("qemu.folder", f"{spec.folder}: too long for Unix sockets", "take a shorter path, as in /run")
+    claim = os.open(spec.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield claim
+    except BlockingIOError:
+        raise StateError("qemu.running", f"{spec.folder} is a running VM's", "attach to it, or stop it") from None
+    finally:
+        os.close(claim)
 
 
-async def _spawn(spec: VmSpec, disk_key: SecretFd, *, incoming: bool) -> Process:
+async def _spawn(spec: VmSpec, disk_key: SecretFd, claim: int, *, incoming: bool) -> Process:
     with listening(spec.monitor) as monitor, spec.log.open("wb") as log:
         argv = arguments(spec, monitor_fd=monitor.fileno(), disk_key=disk_key, incoming=incoming)
         try:
@@ -234,7 +247,7 @@ async def _spawn(spec: VmSpec, disk_key: SecretFd, *, incoming: bool) -> Process
                 stdin=DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(monitor.fileno(), disk_key.fd),
+                pass_fds=(monitor.fileno(), disk_key.fd, claim),
                 start_new_session=True,
             )
         except OSError as error:
@@ -252,10 +265,14 @@ async def _connect(spec: VmSpec, process: Process) -> Qmp:
 
 
 def _start_error(spec: VmSpec) -> HypervisorError:
-    said = tail(spec.log)
+    said = "\n".join(filter(None, (tail(spec.log), tail(spec.folder / "vtpm.log"))))
     detail = f"QEMU of {spec.name} ended: {said}"
     if "cannot unlock any keyslot" in said:
         return HypervisorError("qemu.disk_key", detail, "the disk was made under another VM key, or another version")
+    if "Could not lock access" in said:
+        return HypervisorError(
+            "vtpm.locked", detail, "another VM's swtpm has this state open; one that ends needs a moment"
+        )
     if "tpm-emulator" in said:
         hint = "the vTPM's state was made under another VM key, or another version, or it is damaged"
         return HypervisorError("vtpm.state", detail, hint)

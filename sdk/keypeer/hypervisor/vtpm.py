@@ -29,10 +29,10 @@ class Vtpm:
     async def start(cls, *, state: Path, control: Path, log: Path, key: Key) -> Vtpm:
         """``state`` is the folder of its state files, ``control`` the socket that QEMU gets. The keys are read by swtpm
         from descriptors; ``forget_keys`` wipes them. Raises HypervisorError ``vtpm.start``."""
-        with derive(key, VTPM) as at_rest, derive(key, VTPM_MIGRATION) as moved:
-            keys = SecretFd(at_rest.view()), SecretFd(moved.view())
         _make_private(state)
         with listening(control) as listener:
+            with derive(key, VTPM) as at_rest, derive(key, VTPM_MIGRATION) as moved:
+                keys = SecretFd(at_rest.view()), SecretFd(moved.view())
             try:
                 process = await asyncio.create_subprocess_exec(
                     *arguments(state, listener.fileno(), log, keys[0].fd, keys[1].fd),
@@ -42,9 +42,11 @@ class Vtpm:
                     pass_fds=(listener.fileno(), keys[0].fd, keys[1].fd),
                     start_new_session=True,
                 )
-            except OSError as error:
+            except BaseException as error:
                 for each in keys:
                     each.close()
+                if not isinstance(error, OSError):
+                    raise
                 raise HypervisorError("vtpm.start", f"swtpm: {error}", "install swtpm") from error
         return cls(process, keys, log)
 

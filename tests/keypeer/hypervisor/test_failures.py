@@ -128,3 +128,22 @@ async def test_a_qemu_that_died_is_gone(guests: Guests, vm_key: bytes) -> None:
     guest.kill()
     assert await guest.is_gone()
     await guest.qemu.stop()
+
+
+async def test_a_vm_runs_once_and_starts_again_once_it_is_dead(guests: Guests, vm_key: bytes) -> None:
+    spec = guests.spec("one")
+    guest = await guests.start(spec, vm_key)
+    with pytest.raises(StateError) as refused:
+        await guests.start(spec, vm_key)
+    assert refused.value.code == "qemu.running"
+    assert await guest.qemu.status() == "prelaunch"
+    guest.kill()
+    assert await guest.is_gone()
+    await guest.qemu.stop()
+    again = await guests.start(spec, vm_key)
+    # Nor does another VM get at the state that this one has open.
+    other = dataclasses.replace(guests.spec("two"), vtpm_state=spec.vtpm_state)
+    with pytest.raises(HypervisorError, match="Could not lock") as locked:
+        await guests.start(other, vm_key)
+    assert locked.value.code == "vtpm.locked"
+    assert await again.qemu.status() == "prelaunch"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -20,7 +19,6 @@ from keypeer.vmconfig import config_digest
 from tests.support.guest import kernel
 from tests.support.libvirtd import Libvirtd
 
-SDK = Path(__file__).resolve().parents[3] / "sdk"
 SECRET = uuid.UUID("6f0c1f0e-5f5e-4a55-9b0c-0f1c7b1f2a11")
 DOMAIN = """<domain type='qemu'>
   <name>web-1</name><memory unit='MiB'>128</memory><vcpu>1</vcpu>
@@ -121,14 +119,12 @@ def ticks(folder: Path, more: int) -> list[str]:
 
 @pytest.mark.libvirtd
 def test_two_libvirtds_migrate_only_what_the_hook_lets_in(folder: Path, vm_key: bytes) -> None:
-    # libvirt gives hooks an empty environment; an installation has keypeer where its Python looks.
-    python = folder / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={SDK} exec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    text = hook_file(check(folder, 1), str(python))
     (folder / "asked").touch()
     (folder / "asked").chmod(0o666)
-    with Libvirtd("a", text) as source, Libvirtd("b", text) as destination:
+    source, destination = Libvirtd("a"), Libvirtd("b")
+    for host in (source, destination):
+        host.hook(hook_file(check(folder, 1), str(host.python)))
+    with source, destination:
         for host in (source, destination):
             put_vtpm_secret(host.connection, SECRET, "web-1", vm_key)
             shown = host.virsh("secret-get-value", str(SECRET))
