@@ -51,9 +51,11 @@ fetch_guest_kernel() {
     say "unpacking Debian's cloud kernel for the tests' guests into .guest"
     work=$(mktemp -d)
     download_guest_kernel "$work" || { as_root apt-get update -qq && download_guest_kernel "$work"; }
-    mkdir -p "$folder"
-    dpkg-deb --fsys-tarfile "$work"/linux-image-*.deb | tar -x -C "$folder" --wildcards \
+    mkdir "$work/tree"
+    dpkg-deb --fsys-tarfile "$work"/linux-image-*.deb | tar -x -C "$work/tree" --wildcards \
         './lib/modules/*/kernel/drivers/virtio' './lib/modules/*/kernel/drivers/block/virtio_blk.ko' './boot/vmlinuz-*'
+    rm -rf "$folder"
+    mv "$work/tree" "$folder"
     rm -r "$work"
 }
 
