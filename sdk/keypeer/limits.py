@@ -80,3 +80,17 @@ XTS_UNIT_BYTES = 1024 * 1024  # bytes; smaller ones are slower, a cipher context
 IMAGE_TOLD_EVERY_S = 10.0  # seconds between two lines about long work, where there is no terminal
 # ── copies of the audit log ────────────────────────────────────────────────────────────────────────────────────
 KEY_FILE_BYTES_MAX = 16 * 1024  # bytes of a copy's pinned keys; each has some 100
+
+# ── hypervisors ────────────────────────────────────────────────────────────────────────────────────────────────
+QMP_CONNECT_S = 20.0  # seconds until QEMU speaks QMP; it sets up a large guest's memory before
+QMP_CALL_S = 60.0  # seconds for one QMP command; stopping a VM waits for its disks
+RUN_STATE_POLL_S = 0.001  # seconds between looks at a VM that QEMU is about to let run; it takes some 10 ms
+VM_STOP_S = 30.0  # seconds for QEMU to end after ``quit``; it flushes its disks
+VTPM_START_S = 10.0  # seconds; starting takes 5 ms, a busy machine longer
+PROGRAM_LOG_BYTES_MAX = 2048  # bytes of a program's last words that go into an error
+DISK_ATTEMPTS_MAX = 8  # count; QEMU 7.2 fails to measure its PBKDF2 about one time in five on coarse clocks
+PSK_BYTES_MIN = 32  # bytes; RFC 9257 §6 asks for 128 bits of entropy and more
+PSK_BYTES_MAX = 64  # bytes; the longest that TLS 1.2 peers must take (RFC 4279 §5.4)
+HOOK_CHECK_S = 60.0  # seconds for the check of an incoming VM; it attests, and slow TPMs take seconds
+VIRSH_S = 30.0  # seconds for one virsh command
+SOCKET_PATH_BYTES_MAX = 107  # bytes; sun_path without its NUL (unix(7))
