@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,13 @@ from kms.keys.lifecycle import TABLE
 from kms.records import LEASES, OLD_PREFIX, TOMBSTONES, vm_key
 from kms.store.port import Commit, Outcome
 from tests.support.service import Host, Service, create_vm, good_host, put_demo_policy
-from tests.support.vm_lives import DAY, CommitsLost, Dying, Failing, at, do, make, shown
+from tests.support.vm_lives import DAY, CommitsLost, Dying, Failing, at, do, make, shown, steps_of_our_own
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _alone(service: Service) -> Iterator[None]:
+    with steps_of_our_own(service):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ from kms.flows import vm_rotations
 from kms.records import VM_PREFIX
 from kms.store.port import Commit, Outcome
 from tests.support.service import Service
-from tests.support.vm_lives import CommitsLost, Dying, Failing, at, do, listed, shown
+from tests.support.vm_lives import CommitsLost, Dying, Failing, at, do, listed, shown, steps_of_our_own
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _alone(service: Service) -> Iterator[None]:
+    with steps_of_our_own(service):
+        yield
 
 
 def make_many(service: Service, prefix: str, count: int, **fields: Any) -> list[str]:
@@ -63,7 +70,7 @@ async def older(service: Service, rotation: wire.VmRotationView) -> None:
 
 
 async def test_by_tenant_in_pages(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "ROTATION_PAGE", 7)
+    monkeypatch.setattr(limits, "VM_ROTATION_PAGE", 7)
     names = make_many(service, "rot-a", 20, tenant="rot-a")
     bystanders = make_many(service, "rot-b", 3, tenant="rot-b")
     do(service, names[3], "suspend")
@@ -81,7 +88,7 @@ async def test_by_tenant_in_pages(service: Service, monkeypatch: pytest.MonkeyPa
 
 async def test_killed_between_any_two_commits_it_goes_on(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step dies at its commit, before or after it; no key is rotated twice, none is left out."""
-    monkeypatch.setattr(limits, "ROTATION_PAGE", 5)
+    monkeypatch.setattr(limits, "VM_ROTATION_PAGE", 5)
     monkeypatch.setattr(limits, "ROTATION_STEP_PAGES", 1)
     names = make_many(service, "rot-c", 23, labels={"wave": "c"})
     rotation = start(service, labels={"wave": "c"})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +35,22 @@ def shown(service: Service, vm: str) -> wire.VmView:
 def make(service: Service, vm: str, **fields: Any) -> Reply:
     """One VM key under the policy "eu"."""
     return service.caller("operator").post("/v1/vms", {"vm": vm, "policy": "eu", **fields})
+
+
+@contextmanager
+def steps_of_our_own(service: Service) -> Iterator[None]:
+    """The service's background process waits meanwhile, so that a test takes its steps."""
+    lock = os.open(read_home(service.folder).run / "background.lock", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        while True:
+            for process in service.workers("background"):
+                process.kill()
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+        yield
+    finally:
+        os.close(lock)
 
 
 @asynccontextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from keypeer.agentd.hooks import Hooks, Ran
 from keypeer.agentd.settings import Hook
+from tests.support.hsm import wait_until
 
 NASTY = "web-1; touch /tmp/owned $(id) `id` \n'\""
 
@@ -50,7 +52,7 @@ async def test_a_hook_that_hangs_is_killed_with_what_it_started(tmp_path: Path) 
     path = script(tmp_path, f"sleep 600 & echo $! >{pid}; wait")
     hooks = Hooks({"hangs": Hook(argv=(path,), timeout=1.0)})
     assert await hooks.run(("hangs",), "web-1", "denied", "why") == [Ran("hangs", 124)]
-    assert ended(int(pid.read_text()))
+    await asyncio.to_thread(wait_until, lambda: ended(int(pid.read_text())))
 
 
 def ended(pid: int) -> bool:
