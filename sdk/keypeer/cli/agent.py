@@ -185,7 +185,7 @@ def run(folder: Path | None, host: str | None, home: Path | None) -> None:
         from keypeer.agentd.process import prepare, until_told
         from keypeer.agentd.settings import read_settings
 
-        state = _state(home, folder, host)
+        state = state_of(home, folder, host)
         settings = read_settings(state.folder)
         prepare()
         async with HostAgent(state) as opened:
@@ -206,7 +206,7 @@ def status(folder: Path | None, host: str | None, home: Path | None, as_json: bo
         from keypeer.agentd.local import LocalRequest, ask
         from keypeer.agentd.settings import read_settings, socket_path
 
-        place = _state(home, folder, host).folder
+        place = state_of(home, folder, host).folder
         answer, _ = ask(socket_path(place, read_settings(place)), LocalRequest(op="status"))
         if answer.status is None:
             raise StateError(answer.code or "local.answer", answer.detail, answer.hint)
