@@ -32,6 +32,7 @@ from kms.flows import (
     rotation_starts,
     trust_checks,
     vm_rotations,
+    webhooks,
 )
 from kms.flows.context import Context
 from kms.heartbeats import Heartbeats
@@ -61,6 +62,7 @@ JOBS: tuple[Job, ...] = (
     Job("rotation-start", limits.ROTATION_STEP_S, rotation_starts.step),
     Job("rotation", limits.ROTATION_STEP_S, rotation_rounds.step),
     Job("trust", limits.TRUST_STEP_S, trust_checks.step),
+    Job("webhooks", limits.FLEET_STEP_S, webhooks.step),
     Job("fleet-events", limits.FLEET_STEP_S, fleet.step),
     Job("vm-dues", limits.DUE_INTERVAL_S, destructions.step),
     Job("vm-rotations", limits.ROTATION_STEP_S, vm_rotations.step),

@@ -434,6 +434,17 @@ class TrustCheck(Record, frozen=True):
     after: str = ""
 
 
+class WebhookState(Record, frozen=True):
+    """The last of the fleet's events that was told to ``url``, and how it went since: failures in a row, the last
+    attempt, why."""
+
+    url: str
+    sent: int
+    failures: int = 0
+    tried_at: float = 0.0
+    trouble: str = ""
+
+
 class FleetHead(Record, frozen=True):
     """The number of the fleet log's last event."""
 

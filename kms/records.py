@@ -106,6 +106,7 @@ EVENTS_OUT = Kind("event-out", domain.StoredEvent, sealed=False)  # the same, un
 FLEET_HEADS = Kind("fleet-head", domain.FleetHead, sealed=False)  # one: "fleet"
 FLEET_EVENTS = Kind("fleet-event", domain.StoredEvent, sealed=False)  # by number in the fleet's log
 TRUST_CHECKS = Kind("trust-check", domain.TrustCheck, sealed=False)  # by what they look at
+WEBHOOKS = Kind("webhook", domain.WebhookState, sealed=False)  # by the URL's digest
 HELD_PREFIX = b"held/"  # by host and VM: where a host's leases are, a hint
 
 # Background and rotation of the HSM's keys

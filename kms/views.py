@@ -19,6 +19,7 @@ from keypeer.wire.messages import (
     EvidenceView,
     GeoTagView,
     GeoView,
+    HostEvent,
     HostView,
     LeaseView,
     LogPositions,
@@ -51,6 +52,7 @@ from kms.domain import (
     Principal,
     Refusal,
     RuntimeVerdict,
+    StoredEvent,
     StoredGeoTag,
     StoredPolicy,
     Tombstone,
@@ -86,6 +88,22 @@ def problem_view(error: KeypeerError) -> Problem:
 def flat_views(reasons: tuple[tuple[str, str, str, str], ...]) -> tuple[ReasonView, ...]:
     """Stored reasons."""
     return tuple(ReasonView(id=i, asked=a, found=f, mend=m) for i, a, f, m in reasons)
+
+
+def event_view(event: StoredEvent, number: int) -> HostEvent:
+    """An event as the ``number``-th of a log."""
+    return HostEvent(
+        id=number,
+        at=event.at,
+        host=event.host,
+        event=event.event,
+        ends=event.ends,
+        vms=event.vms,
+        attest=event.attest,
+        reasons=flat_views(event.reasons),
+        why=event.why,
+        host_id=event.number,
+    )
 
 
 def geo_view(geo: GeoFacts) -> GeoView:

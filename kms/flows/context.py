@@ -23,6 +23,7 @@ from kms.records import HOSTS, Loaded, Records, RuntimePolicies
 from kms.rollback import RollbackGuard
 from kms.signing_keys import SigningKey, load_signing_key
 from kms.store.port import Check, Commit, Committed, Conflict, Count, Store
+from kms.webhooks.port import NOBODY, Webhook, WebhookClient
 from kms.witness.port import Witness, WitnessClient
 
 
@@ -101,6 +102,8 @@ class Context:
     first_keys: Mapping[str, bytes]  # version 1 of each signing key (kms.signing_keys)
     log: LogProfile
     rollback: RollbackGuard
+    webhooks: tuple[Webhook, ...] = ()
+    webhook_client: WebhookClient = NOBODY
     listeners: Listeners = field(default_factory=Listeners)
     unproven: UnprovenBudget = field(default_factory=UnprovenBudget)
     rider: Rider | None = None

@@ -13,7 +13,7 @@ from kms.errors import KeypeerError, NotFound, Refused
 from kms.flows.context import Caller, Context, host_refusal, unknown_host
 from kms.records import EVENT_HEADS, EVENTS, FLEET_EVENTS, FLEET_HEADS, HOSTS, Kind
 from kms.trust import event_name
-from kms.views import flat_views
+from kms.views import event_view
 
 _MAY_LISTEN = ("host.revoked", "host.not_approved")  # just who has something to hear
 _FLEET = "fleet"
@@ -112,26 +112,11 @@ async def _after(ctx: Context, log: EventLog, after: int, limit: int) -> list[Ho
     items = await ctx.store.scan(prefix, log.events.key(_name(log, after)), limit)
     loaded = await ctx.records.open(log.events, items)
     events = [each for each in loaded if each is not None]
-    return [_view(each.value, int(each.key[len(prefix) :])) for each in events]
+    return [event_view(each.value, int(each.key[len(prefix) :])) for each in events]
 
 
 def _name(log: EventLog, number: int) -> str:
     return event_name(log.name, number) if log.stem else f"{number:016d}"
-
-
-def _view(event: StoredEvent, number: int) -> HostEvent:
-    return HostEvent(
-        id=number,
-        at=event.at,
-        host=event.host,
-        event=event.event,
-        ends=event.ends,
-        vms=event.vms,
-        attest=event.attest,
-        reasons=flat_views(event.reasons),
-        why=event.why,
-        host_id=event.number,
-    )
 
 
 def _mark(ctx: Context, log: EventLog, what: str, last: int) -> HostEvent:

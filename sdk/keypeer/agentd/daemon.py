@@ -92,6 +92,7 @@ class Daemon:
         self._keys: dict[str, _Key] = {}
         self._hooks = Hooks(settings.hooks)
         self._running: set[asyncio.Task[None]] = set()
+        self._leaving: dict[str, Held] = {}  # dropped, and on disk still until their hooks have ended
         self._warned: set[str] = set()
         self._heard = Heard()
         self._ended: dict[str, int] = {}
@@ -195,11 +196,11 @@ class Daemon:
     def _until_half_over(self) -> float:
         """Seconds until the first lease is half over."""
         now = self._clock()
-        return min((held.ends - held.granted_for / 2 - now for held in self._ledger), default=float("inf"))
+        return min((held.ends - held.granted_for / 2 - now for held in self._holding()), default=float("inf"))
 
     async def _renew(self) -> None:
         """All leases; what the service doesn't name among them is held no more. Raises KeypeerClientError."""
-        asked = {held.vm: held.as_of for held in self._ledger}
+        asked = {held.vm: held.as_of for held in self._holding()}
         if not asked:
             self._doubtful = False
             return
@@ -224,7 +225,7 @@ class Daemon:
         longer = []
         for lease in page.items:
             held = self._ledger.get(lease.vm)
-            if held is not None:
+            if held is not None and lease.vm not in self._leaving:
                 longer.append(
                     Held(
                         vm=lease.vm,
@@ -278,7 +279,7 @@ class Daemon:
         self._ledger.note(event.id)
 
     def _deny_all(self, code: str, error: KeypeerClientError) -> None:
-        for held in self._ledger:
+        for held in self._holding():
             self._deny(held, f"{code}: {error.detail}")
         self._judge_all()
 
@@ -303,7 +304,7 @@ class Daemon:
 
     def _judge_all(self, since: float | None = None) -> None:
         since = self._clock() if since is None else since
-        for held in self._ledger:
+        for held in self._holding():
             verdict = self._verdict(held)
             if verdict.drops:
                 self._drop(held, verdict, since)
@@ -311,9 +312,12 @@ class Daemon:
                 self._warned.add(held.vm)
                 self._start_hooks(held.vm, verdict, "the lease is over, and the service is silent", since)
 
+    def _holding(self) -> list[Held]:
+        return [held for held in self._ledger if self._leaving.get(held.vm) is not held]
+
     def _drop(self, held: Held, verdict: Verdict, since: float) -> None:
         self._wipe(held.vm)
-        self._ledger.drop(held.vm)
+        self._leaving[held.vm] = held
         self._warned.discard(held.vm)
         by_clock = {
             Verdict.LAPSED: "the lease is over, and the service didn't renew it",
@@ -336,6 +340,9 @@ class Daemon:
             ran = await self._hooks.run(names, vm, verdict.value, reason)
             codes = {each.name: each.code for each in ran}
             if verdict.drops:
+                if self._leaving.get(vm) is self._ledger.get(vm):  # else it was released anew
+                    self._ledger.drop(vm)
+                self._leaving.pop(vm, None)
                 self._dropped.append(DroppedFacts(vm=vm, why=verdict.value, reason=reason, ms=took, hooks=codes))
             tell = _log.error if codes and not any(code == 0 for code in codes.values()) else _log.warning
             tell(
@@ -356,6 +363,7 @@ class Daemon:
         if request.op == "drop":
             self._wipe(request.vm)
             self._ledger.drop(request.vm)
+            self._leaving.pop(request.vm, None)
             return LocalAnswer(ok=True), None
         return await self._hand_over(request.vm, config_of(request))
 
@@ -363,7 +371,8 @@ class Daemon:
         if config is not None:
             await self._agent.launch(vm, config)
         held = self._ledger.get(vm)
-        if config is not None or held is None or vm not in self._keys or self._verdict(held) is not Verdict.KEEP:
+        kept = held is not None and vm in self._keys and self._verdict(held) is Verdict.KEEP
+        if config is not None or held is None or not kept:
             held = await self._release(vm)
         key = self._keys[vm]
         facts = KeyFacts(
@@ -395,6 +404,7 @@ class Daemon:
                 raise StateError("lease.ended", f"the lease of VM {vm} ended as it was granted", "ask again")
             self._wipe(vm)
             self._ledger.hold(held)
+            self._leaving.pop(vm, None)
             self._warned.discard(vm)
             self._keys[vm] = _Key(self._memory.keep(key.view()), key.size)
             self._replan.set()
@@ -422,7 +432,7 @@ class Daemon:
                     verdict=self._verdict(held).value,
                     key=held.vm in self._keys,
                 )
-                for held in self._ledger
+                for held in self._holding()
             ),
             dropped=tuple(self._dropped),
         )

@@ -1,4 +1,5 @@
-"""The operator's programs: argument lists, never a shell, each with its time."""
+"""The operator's programs: argument lists, never a shell, each with its time. One that runs while the agent is stopped
+runs on: an evacuation isn't cut short by an update. The agent that follows runs it again, since nobody saw its end."""
 
 from __future__ import annotations
 
@@ -61,9 +62,6 @@ async def _run(hook: Hook, vm: str, why: str, reason: str) -> int:
         _kill(process.pid)
         await process.wait()
         return 124
-    except asyncio.CancelledError:
-        _kill(process.pid)
-        raise
 
 
 def _kill(group: int) -> None:

@@ -175,7 +175,8 @@ def _tell_attested(result: AttestResult, as_json: bool) -> None:
 @_folder_option
 @_host_option
 @home_option
-def run(folder: Path | None, host: str | None, home: Path | None) -> None:
+@json_option
+def run(folder: Path | None, host: str | None, home: Path | None, as_json: bool) -> None:
     """Keep this host attested and its keys while they are leased, until SIGTERM; helpers ask over a Unix socket."""
 
     async def work() -> None:
@@ -191,7 +192,7 @@ def run(folder: Path | None, host: str | None, home: Path | None) -> None:
         async with HostAgent(state) as opened:
             await until_told(Daemon(opened, settings, boot_id()).run())
 
-    run_in_words(work, as_json=False)
+    run_in_words(work, as_json=as_json)
 
 
 @agent.command()
