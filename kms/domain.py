@@ -395,6 +395,8 @@ class Migration(Record, frozen=True):
     session: bytes = b""
     why: str = ""
     past: tuple[str, ...] = ()
+    source_until: int = 0  # when the source's lease, as it was at the switchover, would have ended, grace included
+    left_at: int = 0  # when the source said that its copy runs no more
 
 
 # ── continuous trust ───────────────────────────────────────────────────────────────────────────────────────────

@@ -375,4 +375,7 @@ def migration_view(migration: Migration, now: int) -> MigrationView:
         expires_at=migration.expires_at,
         changed_at=migration.changed_at,
         why=migration.why,
+        source_until=migration.source_until or None,
+        left_at=migration.left_at or None,
+        now=now,
     )

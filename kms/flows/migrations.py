@@ -87,6 +87,11 @@ async def switch_over(ctx: Context, caller: Caller, vm: str, migration: str, req
     return await _repeated(lambda: _switch_over(ctx, caller, vm, migration, request.generation))
 
 
+async def leave(ctx: Context, caller: Caller, vm: str, migration: str) -> MigrationView:
+    """The source says that its copy of the VM runs no more."""
+    return await _repeated(lambda: _end(ctx, caller, vm, migration, "leave", ""))
+
+
 async def complete(ctx: Context, caller: Caller, vm: str, migration: str) -> MigrationView:
     """The destination says that the VM runs there."""
     return await _repeated(lambda: _end(ctx, caller, vm, migration, "complete", ""))
@@ -263,7 +268,9 @@ async def _switch_over(ctx: Context, caller: Caller, vm: str, migration: str, ge
         caller,
         "switchover",
         found,
-        msgspec.structs.replace(before, state=state, changed_at=now),
+        msgspec.structs.replace(
+            before, state=state, changed_at=now, source_until=found.owner.expires_at + found.owner.grace
+        ),
         checks=(*place.checks, host.check, asked.check),
         puts=((LEASES.key(vm), _encode(lease)), *marks),
         deletes=stale,
@@ -281,7 +288,10 @@ async def _end(
     state = await _following(ctx, caller, before, event, now)
     if state is None:
         return migration_view(before, now)
-    changed = msgspec.structs.replace(before, state=state, changed_at=now, why=why or before.why)
+    if event == "leave" and before.left_at:
+        return migration_view(before, now)
+    left = now if event == "leave" else before.left_at
+    changed = msgspec.structs.replace(before, state=state, changed_at=now, why=why or before.why, left_at=left)
     return await _keep(ctx, caller, event, found, changed, checks=checks)
 
 

@@ -3,6 +3,10 @@
     begun ──accept──> accepted ──switchover──> switched ──complete──> completed
       └──────abort / lapse──────┘  (never after the switchover)
 
+``leave`` is the source's word, after the switchover, that its copy of the VM runs no more. A hypervisor may let it run
+for an instant when the last bytes go wrong; so the destination lets the VM run on this word, or when the lease that the
+source had is over with its grace.
+
 Until the switchover the source owns the VM, from it on the destination does: the switchover's commit compares the lease
 with (source, generation) and sets it to (destination, generation + 1), and nothing else moves a lease between them. So
 there is one owner whatever dies when: a hand-over that nobody goes on with lapses, and the source's lease was never
@@ -19,7 +23,7 @@ from typing import Literal
 from kms.domain import Lease, Migration, MigrationState
 from kms.errors import Reason
 
-Event = Literal["accept", "switchover", "complete", "abort"]
+Event = Literal["accept", "switchover", "leave", "complete", "abort"]
 Party = Literal["source", "destination", "operator"]
 
 State = Literal["begun", "accepted", "switched", "completed", "aborted", "lapsed"]
@@ -28,6 +32,7 @@ _TABLE: dict[tuple[State, Event], MigrationState] = {
     ("begun", "accept"): "accepted",
     ("accepted", "accept"): "accepted",  # again, for a destination that lost the answer or has a new session
     ("accepted", "switchover"): "switched",
+    ("switched", "leave"): "switched",
     ("switched", "complete"): "completed",
     ("begun", "abort"): "aborted",
     ("accepted", "abort"): "aborted",
@@ -38,6 +43,7 @@ _DONE: frozenset[tuple[State, Event]] = frozenset(
     {
         ("switched", "switchover"),
         ("completed", "switchover"),
+        ("completed", "leave"),
         ("completed", "complete"),
         ("aborted", "abort"),
     }
@@ -45,6 +51,7 @@ _DONE: frozenset[tuple[State, Event]] = frozenset(
 MAY: dict[Event, frozenset[Party]] = {
     "accept": frozenset({"destination"}),
     "switchover": frozenset({"source"}),
+    "leave": frozenset({"source"}),
     "complete": frozenset({"destination"}),
     "abort": frozenset({"source", "destination", "operator"}),
 }

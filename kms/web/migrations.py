@@ -33,6 +33,10 @@ async def _switch_over(call: Call) -> MigrationView:
     return await migrations.switch_over(call.ctx, call.who, call.name("vm"), call.name("migration"), call.body)
 
 
+async def _leave(call: Call) -> MigrationView:
+    return await migrations.leave(call.ctx, call.who, call.name("vm"), call.name("migration"))
+
+
 async def _complete(call: Call) -> MigrationView:
     return await migrations.complete(call.ctx, call.who, call.name("vm"), call.name("migration"))
 
@@ -62,6 +66,7 @@ ROUTES = (
     ),
     Route("POST", f"{_ONE}/accept", "Get the key", HOST, _accept, AcceptMigration, AcceptedMigration),
     Route("POST", f"{_ONE}/switchover", "Change the owner", HOST, _switch_over, SwitchOver, MigrationView),
+    Route("POST", f"{_ONE}/leave", "Say that the source's copy runs no more", HOST, _leave, answer=MigrationView),
     Route("POST", f"{_ONE}/complete", "Say that the VM runs there", HOST, _complete, answer=MigrationView),
     Route("POST", f"{_ONE}/abort", "Leave the VM there", _HOST_OR_OPERATOR, _abort, AbortMigration, MigrationView),
     Route("GET", "/v1/vms/{vm}/migration", "A VM's last migration", HOST_OR_STAFF, _show, answer=MigrationView),

@@ -401,6 +401,10 @@ class AsyncClient(Transport):
         body = m.SwitchOver(generation=generation)
         return await self.call("POST", _migration(vm, migration, "switchover"), m.MigrationView, body, repeat=True)
 
+    async def leave_migration(self, vm: str, migration: str) -> m.MigrationView:
+        """The source's copy of the VM runs no more (the source)."""
+        return await self.call("POST", _migration(vm, migration, "leave"), m.MigrationView, repeat=True)
+
     async def complete_migration(self, vm: str, migration: str) -> m.MigrationView:
         """The VM runs at the destination (the destination)."""
         return await self.call("POST", _migration(vm, migration, "complete"), m.MigrationView, repeat=True)

@@ -94,3 +94,6 @@ PSK_BYTES_MAX = 64  # bytes; the longest that TLS 1.2 peers must take (RFC 4279 
 HOOK_CHECK_S = 60.0  # seconds for the check of an incoming VM; it attests, and slow TPMs take seconds
 VIRSH_S = 30.0  # seconds for one virsh command
 SOCKET_PATH_BYTES_MAX = 107  # bytes; sun_path without its NUL (unix(7))
+
+# ── migration ──────────────────────────────────────────────────────────────────────────────────────────────────
+MIGRATION_POLL_S = 0.02  # seconds between a destination's looks at whether its VM may run; a look takes some 2 ms

@@ -4,23 +4,25 @@
     begin(agent, vm, "fra-2")
                                              accept(agent, vm, id) → the key, to take the VM in with
     psk(key, view)  ── the VM's memory ──>   psk(key, view)
-    switch_over(agent, view)                 (from here on it owns the VM)
+    hand_over(agent, view)                   (from here on it owns the VM)
+    leave(agent, view)                       may_run(agent, view)
                                              complete(agent, view)
 
-Every call may be repeated. ``abort`` leaves the VM with the source, until the switchover; ``owner_is_elsewhere`` tells
-a source that lost the switchover's answer whose the VM is.
+Every call may be repeated. ``abort`` leaves the VM with the source, until the switchover.
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from keypeer import limits
 from keypeer.agent import HostAgent
 from keypeer.client import AsyncClient
-from keypeer.errors import AnswerError, StateError
+from keypeer.errors import AnswerError, KeypeerClientError, ProblemError, ServiceUnavailable, StateError
 from keypeer.locked import LockedBytes
 from keypeer.session import Session
 from keypeer.vmkey import VmKey
@@ -60,15 +62,63 @@ async def accept(agent: HostAgent, vm: str, migration: str) -> tuple[MigrationVi
     return await agent.under_session(ask)
 
 
-async def switch_over(agent: HostAgent, view: MigrationView) -> MigrationView:
-    """The fence, called by the source while the VM stands still: once this returns, the destination owns it.
-    ProblemError means that it doesn't, and that the source still does unless ``migration.owner`` is among the reasons;
-    ServiceUnavailable means that it isn't known: repeat, or ask ``show``."""
+class OwnerUnknown(KeypeerClientError):
+    """Whose the VM is can't be told now: it has to stand still at the source until ``hand_over`` was repeated."""
 
+
+async def hand_over(agent: HostAgent, view: MigrationView) -> MigrationView:
+    """The fence, called by the source while the VM stands still. Once it returns the destination owns the VM. Raises
+    ProblemError when it doesn't and never will by this migration: the VM may go on here, unless the source's own right
+    is what ended (``migration.owner``). Raises OwnerUnknown when the service can't be asked.
+
+    A switchover whose answer was lost may still lie in the network. So a refusal counts once an abort was carried out,
+    after which no switchover is (tests/model/migration.pml, HASTY).
+    """
+    try:
+        return await _switch_over(agent, view)
+    except ServiceUnavailable as error:
+        raise OwnerUnknown(
+            "migration.unknown_owner", str(error), "repeat it once the service can be reached"
+        ) from error
+    except ProblemError as refusal:
+        try:
+            await abort(agent, view, "the switchover was refused")
+        except ServiceUnavailable as error:
+            raise OwnerUnknown("migration.unknown_owner", str(error), "repeat it") from error
+        except ProblemError:
+            found = await show(agent, view.vm)
+            if found.id == view.id and found.state in ("switched", "completed"):
+                return found
+        raise refusal
+
+
+async def _switch_over(agent: HostAgent, view: MigrationView) -> MigrationView:
     async def ask(client: AsyncClient) -> MigrationView:
         return await client.switch_over(view.vm, view.id, view.generation)
 
     return await agent.calling(ask)
+
+
+async def leave(agent: HostAgent, view: MigrationView) -> MigrationView:
+    """The source's word that its copy of the VM runs no more."""
+
+    async def ask(client: AsyncClient) -> MigrationView:
+        return await client.leave_migration(view.vm, view.id)
+
+    return await agent.calling(ask)
+
+
+async def may_run(agent: HostAgent, view: MigrationView) -> MigrationView:
+    """Waits at the destination until the VM may run there: it owns the VM, and the source's copy runs no more. Raises
+    ProblemError, StateError ``migration.over`` when it never will by this migration."""
+    while True:
+        found = await show(agent, view.vm)
+        if found.id != view.id or found.state in ("aborted", "lapsed"):
+            raise StateError("migration.over", f"migration {view.id} of VM {view.vm} is {found.state}", "begin another")
+        is_over = found.source_until is not None and found.now > found.source_until
+        if found.state == "completed" or (found.state == "switched" and (found.left_at is not None or is_over)):
+            return found
+        await asyncio.sleep(limits.MIGRATION_POLL_S)
 
 
 async def complete(agent: HostAgent, view: MigrationView) -> MigrationView:
@@ -96,11 +146,6 @@ async def show(agent: HostAgent, vm: str) -> MigrationView:
         return await client.migration(vm)
 
     return await agent.calling(ask)
-
-
-def owner_is_elsewhere(view: MigrationView) -> bool:
-    """Whether the source of ``view`` owns the VM no more."""
-    return view.state in ("switched", "completed")
 
 
 def psk(key: VmKey, view: MigrationView) -> LockedBytes:

@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from keypeer.keywrap import Unwrapper  # noqa: F401 - the SDK's own, which simulated hosts use
 from keypeer.wire import messages as m
@@ -53,6 +55,9 @@ class Move:
 
     def switch(self, by: Host | None = None, generation: int | None = None) -> Reply:
         return self._post(by or self.source, "switchover", m.SwitchOver(generation=generation or self.generation))
+
+    def leave(self) -> Reply:
+        return self._post(self.source, "leave", None)
 
     def complete(self, by: Host | None = None) -> Reply:
         return self._post(by or self.destination, "complete", None)
@@ -298,3 +303,74 @@ def test_the_operators_commands(move: Move, service: Service) -> None:
     refusal = service.keypeer("migration", "start", move.vm, "mig-us", "--json", check=False)
     assert (refusal.returncode, json.loads(refusal.stdout)["code"]) == (1, "migration.refused")
     assert move.vm in service.keypeer("migration", "list").stdout
+
+
+ALLOWED = {  # call → states of the last migration in which it succeeds, and what the state is then
+    "accept": {"begun": "accepted", "accepted": "accepted"},
+    "switch": {"accepted": "switched", "switched": "switched", "completed": "completed"},
+    "leave": {"switched": "switched", "completed": "completed"},
+    "complete": {"switched": "completed", "completed": "completed"},
+    "abort": {"begun": "aborted", "accepted": "aborted", "aborted": "aborted"},
+}
+
+
+class History:
+    """What must be so after each call; ``moves`` are all migrations that were begun, the newest last."""
+
+    def __init__(self, first: Move, hosts: dict[str, Host]) -> None:
+        self.hosts = hosts
+        self.owner, self.generation = first.source, 1
+        self.moves: list[Move] = []
+        self.state = "none"
+        self.first = first
+
+    def begin(self, destination: str) -> None:
+        """A new one from the present owner."""
+        where = self.hosts[destination]
+        move = Move(self.first.service, self.first.vm, self.owner, where, self.first.key, generation=self.generation)
+        good = where is not self.owner and self.state not in ("begun", "accepted")
+        assert (move.begin().status == 201) == good
+        if good:
+            self.moves.append(move)
+            self.state = "begun"
+
+    def call(self, act: str, age: int) -> None:
+        """Of the newest migration (0), or of one before it."""
+        if age >= len(self.moves):
+            return
+        move = self.moves[-1 - age]
+        following = ALLOWED[act].get(self.state) if age == 0 else None
+        assert (getattr(move, act)().status == 200) == (following is not None)
+        if act == "switch" and self.state == "accepted" and age == 0:
+            self.owner, self.generation = move.destination, self.generation + 1
+        self.state = following or self.state
+
+    def check(self) -> None:
+        """One owner; it gets the key, nobody else does."""
+        assert self.first.owner() == (self.owner.name, self.generation)
+        for name in ("a", "b", "c"):
+            host = self.hosts[name]
+            assert (host.try_release(self.first.vm).status == 200) == (host is self.owner)
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("begin"), st.sampled_from(["a", "b", "c"])),
+    st.tuples(st.sampled_from(sorted(ALLOWED)), st.integers(0, 1)),
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(STEPS, min_size=3, max_size=14))
+def test_any_history_has_one_owner(
+    service: Service, hosts: dict[str, Host], steps: list[tuple[str, str] | tuple[str, int]]
+) -> None:
+    """Calls in any order, repeated, late, of migrations that are over: the owner moves by an accepted switchover alone,
+    one generation each time."""
+    vm = f"moving-{next(_numbers)}"
+    create_vm(service, vm)
+    for host in hosts.values():
+        host.attest()
+    history = History(Move(service, vm, hosts["a"], hosts["b"], hosts["a"].release(vm)), hosts)
+    for act, what in steps:
+        history.begin(what) if isinstance(what, str) else history.call(act, what)
+        history.check()

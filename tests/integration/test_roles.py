@@ -70,6 +70,7 @@ POST   /v1/vms/{vm}/key/release                         host
 POST   /v1/vms/{vm}/migrations                          host operator
 POST   /v1/vms/{vm}/migrations/{migration}/accept       host
 POST   /v1/vms/{vm}/migrations/{migration}/switchover   host
+POST   /v1/vms/{vm}/migrations/{migration}/leave        host
 POST   /v1/vms/{vm}/migrations/{migration}/complete     host
 POST   /v1/vms/{vm}/migrations/{migration}/abort        host operator
 GET    /v1/vms/{vm}/migration                           staff host

@@ -47,7 +47,9 @@ class AbortMigration(Request, frozen=True, kw_only=True):
 class MigrationView(Answer, frozen=True, kw_only=True):
     """A hand-over of VM ``vm`` under version ``version`` of its key. ``generation`` is the source's; from the
     switchover on the destination owns the VM with the next one. Both hosts derive the hand-over's pre-shared key from
-    the VM key and these fields (keypeer.wire.canonical.migration_psk_info)."""
+    the VM key and these fields (keypeer.wire.canonical.migration_psk_info). After the switchover the VM runs at the
+    destination once the source has said that its copy doesn't (``left_at``), or after ``source_until``; ``now`` is the
+    service's time."""
 
     id: MigrationId
     vm: VmId
@@ -61,6 +63,9 @@ class MigrationView(Answer, frozen=True, kw_only=True):
     expires_at: UnixSeconds
     changed_at: UnixSeconds
     why: str = ""
+    source_until: UnixSeconds | None = None
+    left_at: UnixSeconds | None = None
+    now: UnixSeconds = 0
 
 
 class AcceptedMigration(Answer, frozen=True, kw_only=True):
