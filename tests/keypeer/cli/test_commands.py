@@ -28,7 +28,7 @@ from keypeer.errors import (
 from keypeer.wire.messages import PolicyDocument, Problem
 
 KEYPEER = Path(sys.executable).with_name("keypeer")
-WITHOUT_JSON = {("completion",), ("serve",), ("agent", "run")}  # a script, and processes that stay
+WITHOUT_JSON = {("completion",), ("serve",)}  # one prints a script, one runs until stopped
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
