@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kms.domain import AttestationSession, EnrolledHost
+from kms.domain import AttestationSession, EnrolledHost, Lease
 from kms.errors import Reason
-from kms.keys.lifecycle import refuse_release
+from kms.keys.lifecycle import refuse_old_release, refuse_release
 from kms.policy.decide import decide, decide_config
 from kms.policy.model import Policy
 from kms.records import EVENT_HEADS, HOSTS, LAUNCHES, SESSIONS, Records, load_policy
@@ -27,9 +27,11 @@ class Destination:
     as_of: int = 0
 
 
-async def judge(store: Store, records: Records, key: StoredVm, name: str, now: int, *, config: bool) -> Destination:
-    """Whether the VM's policy would release ``key`` to that host at ``now``. ``config``: it has to have
-    measured the VM's start too."""
+async def judge(
+    store: Store, records: Records, key: StoredVm, asked: StoredVm, name: str, now: int, *, config: bool
+) -> Destination:
+    """Whether the VM's policy would release ``asked`` to that host at ``now``: ``key``, the current version, or one
+    before it that the source holds. ``config``: it has to have measured the VM's start too."""
     vm = key.record.vm
     items = await store.get_many([kind.key(name) for kind in (HOSTS, SESSIONS, LAUNCHES, EVENT_HEADS)])
     (host,) = await records.open(HOSTS, items[:1])
@@ -42,7 +44,7 @@ async def judge(store: Store, records: Records, key: StoredVm, name: str, now: i
     if host is None or session is None:
         return Destination((_unattested(name, host.value if host else None),))
     reasons = [*_not_live(name, host.value, session.value, now)]
-    reasons += refuse_release(key.attributes, key.record.key_version, vm=vm, host=name, lease=None, now=now)
+    reasons += _refuse_state(key, asked, name, now)
     reasons += decide(policy.value, session.value.appraisal, now)
     if config:
         launched = launched_configs(launches.value if launches else None, session.value)
@@ -54,6 +56,15 @@ async def judge(store: Store, records: Records, key: StoredVm, name: str, now: i
         policy.value,
         head.value.last if head else 0,
     )
+
+
+def _refuse_state(key: StoredVm, asked: StoredVm, name: str, now: int) -> tuple[Reason, ...]:
+    vm, version = key.record.vm, asked.record.key_version
+    if asked is key:
+        return refuse_release(key.attributes, version, vm=vm, host=name, lease=None, now=now)
+    # An old version is for the host whose lease names it, and that lease is what is being handed over.
+    lease = Lease(name, b"", version, 0, 0)
+    return refuse_old_release(key.attributes, asked.attributes, version, vm=vm, host=name, lease=lease, now=now)
 
 
 def _not_live(name: str, host: EnrolledHost, session: AttestationSession, now: int) -> tuple[Reason, ...]:

@@ -360,8 +360,8 @@ def principal_view(principal: Principal) -> PrincipalView:
     )
 
 
-def migration_view(migration: Migration, now: int) -> MigrationView:
-    """As callers see it at ``now``."""
+def migration_view(migration: Migration, now: int, owner: Lease | None = None) -> MigrationView:
+    """As callers see it at ``now``; ``owner``: the VM's lease where it was read and lives."""
     return MigrationView(
         id=migration.id,
         vm=migration.vm,
@@ -378,4 +378,6 @@ def migration_view(migration: Migration, now: int) -> MigrationView:
         source_until=migration.source_until or None,
         left_at=migration.left_at or None,
         now=now,
+        owner=owner.host if owner else None,
+        owner_generation=owner.generation if owner else None,
     )

@@ -34,6 +34,7 @@ from kms.flows.context import Caller, Context, conflict, session_refusal, unknow
 from kms.keys import migrations as table
 from kms.keys.leases import is_held
 from kms.policy.decide import lease_end
+from kms.policy.model import Policy
 from kms.records import (
     EVENT_HEADS,
     HOSTS,
@@ -104,10 +105,11 @@ async def abort(ctx: Context, caller: Caller, vm: str, migration: str, request: 
 
 async def show(ctx: Context, caller: Caller, vm: str) -> MigrationView:
     """The VM's last hand-over; hosts may see their own."""
-    loaded = await ctx.records.load(MIGRATIONS, vm)
-    if loaded is None or (caller.role == "host" and caller.name not in (loaded.value.source, loaded.value.destination)):
+    found = await _read(ctx, vm)
+    last = found.migration.value if found.migration else None
+    if last is None or (caller.role == "host" and caller.name not in (last.source, last.destination)):
         raise _unknown(vm)
-    return migration_view(loaded.value, ctx.now())
+    return _shown(found, last, ctx.now())
 
 
 async def page(ctx: Context, after: str, limit: int) -> MigrationPage:
@@ -135,13 +137,15 @@ async def _begin(ctx: Context, caller: Caller, vm: str, request: BeginMigration)
     now, found = ctx.now(), await _read(ctx, vm)
     last = found.migration.value if found.migration else None
     if last is not None and last.id == request.id:
-        if last.destination != request.destination:
-            raise _refused("migration.other", f"migration {last.id} of VM {vm} goes to host {last.destination}")
-        return migration_view(last, now)
-    error = _refuse_another(last, request, found, now) or _refuse_owner(caller, found, request)
+        if not _is_repeated(caller, last, request):
+            other = _refused("migration.other", f"migration {last.id} of VM {vm} was begun with other arguments")
+            raise await ctx.refuse(caller, _act("begin"), other, host=request.destination, vm=vm)
+        return _shown(found, last, now)
+    error = _refuse_owner(caller, found, request) or _refuse_another(last, request, found, now)
     if error is not None or found.owner is None:
         raise await ctx.refuse(caller, _act("begin"), error or _no_owner(vm), host=request.destination, vm=vm)
-    place = await judge(ctx.store, ctx.records, found.key, request.destination, now, config=False)
+    asked = await _handed(ctx, found, found.owner.version)
+    place = await judge(ctx.store, ctx.records, found.key, asked, request.destination, now, config=False)
     if place.reasons:
         raise await ctx.refuse(
             caller, _act("begin"), _not_there(vm, request.destination, place.reasons), host=request.destination, vm=vm
@@ -161,7 +165,17 @@ async def _begin(ctx: Context, caller: Caller, vm: str, request: BeginMigration)
         why=request.why,
         past=((last.id, *last.past) if last else ())[: limits.MIGRATIONS_PAST],
     )
-    return await _keep(ctx, caller, "begin", found, migration, checks=(*place.checks, *checks))
+    return await _keep(ctx, caller, "begin", found, migration, checks=(*place.checks, asked.check, *checks))
+
+
+def _is_repeated(caller: Caller, last: Migration, request: BeginMigration) -> bool:
+    """Whether ``last`` is what this very call began. What is told of why is for people, and changes nothing."""
+    life = request.life or limits.MIGRATION_LIFE_S
+    return (
+        (last.destination, last.begun_by) == (request.destination, f"{caller.role}/{caller.name}")
+        and request.generation in (None, last.generation)
+        and last.expires_at - last.begun_at == life
+    )
 
 
 def _refuse_another(last: Migration | None, request: BeginMigration, found: _Vm, now: int) -> KeypeerError | None:
@@ -174,7 +188,9 @@ def _refuse_another(last: Migration | None, request: BeginMigration, found: _Vm,
         return _refused(
             "migration.open",
             f"migration {last.id} of VM {last.vm} to host {last.destination} is {last.state}",
-            f"wait for it, or: keypeer migration abort {last.vm}",
+            "the destination completes it first"
+            if last.state == "switched"
+            else f"wait for it, or: keypeer migration abort {last.vm}",
         )
     return None
 
@@ -201,7 +217,8 @@ def _no_owner(vm: str) -> KeypeerError:
 async def _accept(ctx: Context, caller: Caller, vm: str, migration: str, wanted: bytes) -> AcceptedMigration | None:
     now, found = ctx.now(), await _read(ctx, vm)
     before = await _party(ctx, caller, found, migration, "accept")
-    place = await judge(ctx.store, ctx.records, found.key, caller.name, now, config=True)
+    asked = await _handed(ctx, found, before.version)
+    place = await judge(ctx.store, ctx.records, found.key, asked, caller.name, now, config=True)
     host = await ctx.records.load(HOSTS, caller.name)
     error = session_refusal(host.value if host else None, place.session, caller, wanted, now)
     if error is not None:
@@ -210,8 +227,7 @@ async def _accept(ctx: Context, caller: Caller, vm: str, migration: str, wanted:
     reasons = (*table.refuse_source(before, found.owner, held=found.held), *place.reasons)
     if reasons or place.session is None or place.policy is None or state is None:
         raise await ctx.refuse(caller, _act("accept"), _not_there(vm, caller.name, reasons), host=caller.name, vm=vm)
-    asked = await _handed(ctx, found, before.version)
-    expires_at = min(before.expires_at, lease_end(place.policy, place.session.appraisal.geo, now))
+    expires_at = min(before.expires_at, _lease_end(place.policy, place.session, asked, now))
     sealed = _session_record.decode(place.session.custody)
     (result,) = await ctx.custody.rewrap([Rewrap(asked.record, sealed, before.generation + 1, expires_at, 0)])
     if isinstance(result, OperationError):
@@ -243,8 +259,9 @@ async def _switch_over(ctx: Context, caller: Caller, vm: str, migration: str, ge
         raise await ctx.refuse(caller, _act("switchover"), error, host=caller.name, vm=vm)
     state = await _following(ctx, caller, before, "switchover", now)
     if state is None:
-        return migration_view(before, now)
-    place = await judge(ctx.store, ctx.records, found.key, before.destination, now, config=True)
+        return _shown(found, before, now)
+    asked = await _handed(ctx, found, before.version)
+    place = await judge(ctx.store, ctx.records, found.key, asked, before.destination, now, config=True)
     reasons = (
         *table.refuse_source(before, found.owner, held=found.held),
         *place.reasons,
@@ -253,12 +270,10 @@ async def _switch_over(ctx: Context, caller: Caller, vm: str, migration: str, ge
     if reasons or place.session is None or place.policy is None or found.owner is None:
         error = _not_there(vm, before.destination, reasons)
         raise await ctx.refuse(caller, _act("switchover"), error, host=before.destination, vm=vm)
-    asked = await _handed(ctx, found, before.version)
-    expires_at = lease_end(place.policy, place.session.appraisal.geo, now)
     lease = table.handed_over(
         before,
         session=place.session.session,
-        expires_at=min(expires_at, asked.attributes.readable_until or expires_at),
+        expires_at=_lease_end(place.policy, place.session, asked, now),
         grace=place.policy.grace,
         as_of=place.as_of,
     )
@@ -274,6 +289,7 @@ async def _switch_over(ctx: Context, caller: Caller, vm: str, migration: str, ge
         checks=(*place.checks, host.check, asked.check),
         puts=((LEASES.key(vm), _encode(lease)), *marks),
         deletes=stale,
+        owner=lease,
     )
 
 
@@ -286,10 +302,12 @@ async def _end(
     if caller.role == "host":
         checks = ((await ctx.approved_host(caller, _act(event))).check,)
     state = await _following(ctx, caller, before, event, now)
-    if state is None:
-        return migration_view(before, now)
-    if event == "leave" and before.left_at:
-        return migration_view(before, now)
+    if state is None or (event == "leave" and before.left_at):
+        return _shown(found, before, now)
+    reasons = table.refuse_destination(before, found.owner) if event == "complete" else ()
+    if reasons:
+        error = _refused(reasons[0].id, reasons[0].found, reasons[0].mend, *reasons)
+        raise await ctx.refuse(caller, _act(event), error, host=before.destination, vm=vm)
     left = now if event == "leave" else before.left_at
     changed = msgspec.structs.replace(before, state=state, changed_at=now, why=why or before.why, left_at=left)
     return await _keep(ctx, caller, event, found, changed, checks=checks)
@@ -357,6 +375,15 @@ def _same_session(migration: Migration, session: AttestationSession | None) -> t
     )
 
 
+def _lease_end(policy: Policy, session: AttestationSession, asked: StoredVm, now: int) -> int:
+    expires_at = lease_end(policy, session.appraisal.geo, now)
+    return min(expires_at, asked.attributes.readable_until or expires_at)
+
+
+def _shown(found: _Vm, migration: Migration, now: int) -> MigrationView:
+    return migration_view(migration, now, found.owner if found.held else None)
+
+
 async def _handed(ctx: Context, found: _Vm, version: int) -> StoredVm:
     """The version that the source holds: the current one, or one before it that is still readable."""
     if found.key.record.key_version == version:
@@ -382,8 +409,10 @@ async def _keep(
     checks: tuple[Check, ...] = (),
     puts: tuple[tuple[bytes, bytes], ...] = (),
     deletes: tuple[bytes, ...] = (),
+    owner: Lease | None = None,
 ) -> MigrationView | None:
-    """The hand-over's new state with all that goes with it; None when something moved meanwhile."""
+    """The hand-over's new state with all that goes with it; None when something moved meanwhile. ``owner``: the lease
+    that it puts."""
     facts: dict[str, str | int | bool | list[str]] = {
         "migration": migration.id,
         "source": migration.source,
@@ -401,7 +430,7 @@ async def _keep(
     distinct = tuple({check.key: check for check in (*found.checks, *checks)}.values())
     if not await ctx.try_commit(checks=distinct, puts=[*put, *puts], deletes=deletes, entries=[entry]):
         return None
-    return migration_view(migration, ctx.now())
+    return migration_view(migration, ctx.now(), owner or (found.owner if found.held else None))
 
 
 def _act(event: str) -> str:

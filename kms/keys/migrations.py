@@ -65,13 +65,22 @@ def state_of(migration: Migration, now: int) -> State:
 
 
 def is_open(migration: Migration, lease: Lease | None, now: int) -> bool:
-    """Whether it may still move the VM, so that no other one begins."""
+    """Whether it may still move the VM, or its destination still waits for the source's word, so that no other one
+    begins: another one's record would be in this one's place."""
+    if migration.state == "switched":
+        waits = now <= max(migration.source_until, migration.expires_at)
+        return waits and is_handed_over(migration, lease)
     return state_of(migration, now) in ("begun", "accepted") and is_owner(migration, lease)
 
 
 def is_owner(migration: Migration, lease: Lease | None) -> bool:
     """Whether the lease is the one that the hand-over began with: nobody else owned the VM since."""
     return lease is not None and (lease.host, lease.generation) == (migration.source, migration.generation)
+
+
+def is_handed_over(migration: Migration, lease: Lease | None) -> bool:
+    """Whether the lease is the one that the switchover made: nobody else owned the VM since."""
+    return lease is not None and (lease.host, lease.generation) == (migration.destination, migration.generation + 1)
 
 
 def after(migration: Migration, event: Event, now: int) -> MigrationState | Reason | None:
@@ -112,6 +121,21 @@ def refuse_source(migration: Migration, lease: Lease | None, *, held: bool) -> t
             f"VM {migration.vm} to be owned by host {migration.source}, generation {migration.generation}, alive",
             f"it is owned by {owner}" if not is_owner(migration, lease) else "its lease ended",
             "stop the VM at the source; whoever owns it now starts it by a release",
+        ),
+    )
+
+
+def refuse_destination(migration: Migration, lease: Lease | None) -> tuple[Reason, ...]:
+    """Why the destination can't say that it runs what the switchover gave it."""
+    if is_handed_over(migration, lease):
+        return ()
+    owner = f"host {lease.host}, generation {lease.generation}" if lease is not None else "nobody"
+    return (
+        Reason(
+            "migration.owner",
+            f"VM {migration.vm} to be owned by host {migration.destination}, generation {migration.generation + 1}",
+            f"it is owned by {owner}",
+            "stop the VM at the destination: its lease ended, and another host took the VM",
         ),
     )
 

@@ -8,6 +8,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -105,14 +106,19 @@ def test_the_key_and_the_ownership_move(move: Move) -> None:
     ]
 
 
+def same(one: dict[str, object], other: dict[str, object]) -> bool:
+    """But for the time at which it was told."""
+    return {**one, "now": 0} == {**other, "now": 0}
+
+
 def test_each_call_may_be_repeated(move: Move) -> None:
-    first = move.begin().of(m.MigrationView)
-    assert move.begin().of(m.MigrationView) == first
+    first = move.begin().body
+    assert same(move.begin().body, first)
     keys = [move.accept().of(m.AcceptedMigration).release.wrapped_key for _ in range(2)]
     assert len(keys) == 2
     for call in (move.switch, move.complete):
-        one, other = call().of(m.MigrationView), call().of(m.MigrationView)
-        assert one == other
+        one, other = call().body, call().body
+        assert same(one, other)
     assert move.switch().of(m.MigrationView).state == "completed", "a late repetition moves nothing back"
     assert move.owner() == (move.destination.name, 2)
 
@@ -187,6 +193,57 @@ def test_a_revoked_source_hands_nothing_over(move: Move, service: Service) -> No
     assert move.switch().status == 403
     assert move.owner()[1] == 1
     assert move.begin(by=move.source).status == 403
+
+
+@pytest.mark.parametrize("fields", [{"life": 61}, {"generation": 1, "life": 61}, {"destination": "mig-c"}])
+def test_the_same_id_with_other_arguments_is_refused(move: Move, fields: dict[str, object]) -> None:
+    first = move.begin(life=60).of(m.MigrationView)
+    reply = move.begin(**{"life": 60, **fields})
+    assert (reply.status, reply.code) == (409, "migration.other")
+    assert same(move.begin(life=60, generation=1, why="in other words").body, msgspec.to_builtins(first))
+
+
+def test_another_caller_learns_nothing_by_an_id(move: Move, hosts: dict[str, Host]) -> None:
+    assert move.begin().status == 201
+    assert move.begin(by=hosts["c"]).code == "migration.other"
+    move.id = secrets.token_hex(16)
+    assert move.begin(by=hosts["c"]).code == "migration.not_owner"
+
+
+def test_no_one_begins_while_the_destination_waits_for_the_sources_word(move: Move, hosts: dict[str, Host]) -> None:
+    """Another one's record would be in its place, and the VM's memory would run nowhere."""
+    for call in (move.begin, move.accept, move.switch):
+        assert call().status in (200, 201)
+    body = {"id": secrets.token_hex(16), "destination": hosts["c"].name}
+    operator = move.service.caller("operator")
+    assert operator.post(f"/v1/vms/{move.vm}/migrations", body).code == "migration.open"
+    assert move.leave().status == 200
+    assert operator.post(f"/v1/vms/{move.vm}/migrations", body).code == "migration.open"
+    assert move.complete().status == 200
+    assert operator.post(f"/v1/vms/{move.vm}/migrations", body).status == 201
+
+
+def test_each_answer_tells_the_owner(move: Move) -> None:
+    source, destination = (move.source.name, 1), (move.destination.name, 2)
+    expected = {"begin": source, "accept": source, "switch": destination, "leave": destination, "complete": destination}
+    for call, owner in expected.items():
+        body = getattr(move, call)().body
+        body = body.get("migration", body)
+        assert (body["owner"], body["owner_generation"]) == owner, call
+        shown = move.destination.caller.get(f"/v1/vms/{move.vm}/migration").body
+        assert (shown["owner"], shown["owner_generation"]) == owner, call
+
+
+def test_a_compromised_version_goes_nowhere(move: Move, service: Service) -> None:
+    """It stays compromised when the key is rotated, and the source's lease still names it."""
+    assert move.begin().status == 201
+    for act in ("compromise", "rotate"):
+        assert service.caller("officer").post(f"/v1/vms/{move.vm}/{act}", {}).status == 200
+    assert refused(move.accept()) == ["key.state"]
+    assert move.abort().status == 200
+    move.id = secrets.token_hex(16)
+    assert refused(move.begin()) == ["key.state"]
+    assert move.owner() == (move.source.name, 1)
 
 
 def test_one_at_a_time(move: Move, hosts: dict[str, Host]) -> None:
@@ -328,7 +385,7 @@ class History:
         """A new one from the present owner."""
         where = self.hosts[destination]
         move = Move(self.first.service, self.first.vm, self.owner, where, self.first.key, generation=self.generation)
-        good = where is not self.owner and self.state not in ("begun", "accepted")
+        good = where is not self.owner and self.state not in ("begun", "accepted", "switched")
         assert (move.begin().status == 201) == good
         if good:
             self.moves.append(move)

@@ -10,15 +10,26 @@ import pytest
 
 MODEL = Path(__file__).with_name("migration.pml")
 DEPTH = "-m200000"
-HOLDS = ("never_two", "no_abort_after", "somebody")
-POSSIBLE = ("never_completed", "never_aborted", "never_moved_by_a_late_call", "never_taken_by_a_third")
+HOLDS = ("never_two", "fenced", "kept", "no_abort_after", "somebody")
+POSSIBLE = (
+    "never_completed",
+    "never_aborted",
+    "never_moved_by_a_late_call",
+    "never_taken_by_a_third",
+    "never_slips",
+    "never_back_after_a_cut",
+)
 # What is taken out of the model → the property that is lost with it.
 MUTATIONS = {
-    "NO_COMPARE": "never_two",
-    "HASTY": "never_two",
+    "NO_COMPARE": "kept",
+    "HASTY": "fenced",
     "EAGER": "never_two",
     "LATE_ABORT": "no_abort_after",
     "STUCK": "somebody",
+    "NO_WORD": "never_two",
+    "NO_LOOK_D": "never_two",
+    "NO_LOOK_S": "never_two",
+    "NO_WAIT": "somebody",
 }
 
 

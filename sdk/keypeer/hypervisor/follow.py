@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from keypeer import migration
 from keypeer.agent import HostAgent
-from keypeer.errors import StateError
+from keypeer.errors import ProblemError, StateError
 from keypeer.hypervisor.migrate import FenceUnknown, Incoming, Moved, listen, send
 from keypeer.hypervisor.qemu import Qemu
 from keypeer.vmkey import VmKey
@@ -25,7 +25,9 @@ async def move_out(source: Qemu, agent: HostAgent, key: VmKey, view: MigrationVi
     async def fence() -> None:
         try:
             await migration.hand_over(agent, view)
-        except migration.OwnerUnknown as error:
+        except ProblemError:
+            raise  # the one outcome after which the VM may go on here
+        except Exception as error:
             raise FenceUnknown(str(error)) from error
 
     with migration.psk(key, view) as secret:

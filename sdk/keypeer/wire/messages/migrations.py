@@ -48,8 +48,9 @@ class MigrationView(Answer, frozen=True, kw_only=True):
     """A hand-over of VM ``vm`` under version ``version`` of its key. ``generation`` is the source's; from the
     switchover on the destination owns the VM with the next one. Both hosts derive the hand-over's pre-shared key from
     the VM key and these fields (keypeer.wire.canonical.migration_psk_info). After the switchover the VM runs at the
-    destination once the source has said that its copy doesn't (``left_at``), or after ``source_until``; ``now`` is the
-    service's time."""
+    destination once the source has said that its copy doesn't (``left_at``), or after ``source_until``, if it is the
+    destination's still. ``now`` is the service's time; ``owner`` the host whose lease of the VM lives then, and
+    ``owner_generation`` that lease's: null where none does, and in lists."""
 
     id: MigrationId
     vm: VmId
@@ -66,6 +67,8 @@ class MigrationView(Answer, frozen=True, kw_only=True):
     source_until: UnixSeconds | None = None
     left_at: UnixSeconds | None = None
     now: UnixSeconds = 0
+    owner: HostId | None = None
+    owner_generation: int | None = None
 
 
 class AcceptedMigration(Answer, frozen=True, kw_only=True):
