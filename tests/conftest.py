@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import pytest
+
+# A shell without job control starts what runs in the background with SIGINT ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -40,7 +40,7 @@ def make(service: Service, vm: str, **fields: Any) -> Reply:
 @contextmanager
 def steps_of_our_own(service: Service) -> Iterator[None]:
     """The service's background process waits meanwhile, so that a test takes its steps."""
-    lock = os.open(read_home(service.folder).run / "background.lock", os.O_RDWR | os.O_CLOEXEC)
+    lock = os.open(read_home(service.folder).run / "background.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         while True:
             for process in service.workers("background"):
