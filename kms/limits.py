@@ -219,7 +219,7 @@ JOB_DETAIL_CHARS_MAX = 500  # characters of what went wrong
 
 # ── rotation of the HSM's keys ─────────────────────────────────────────────────────────────────────────────────
 ROTATION_PAGE = 500  # records a commit while nobody else commits; some 3 ms of the write lock, 40 ms of two HSM workers
-ROTATION_PAGE_BESIDE = 64  # records a commit beside others; under 1 ms of the write lock, a quarter of an HSM frame
+ROTATION_PAGE_BESIDE = 32  # records a commit beside others; a release waits for 3 ms of one HSM worker at most
 ROTATION_AHEAD = 3  # pages in the HSM while one is committed, so that its workers never wait for the disk
 ROTATION_SCANNED = 20  # pages without a record to move before the cursor is kept
 ROTATION_QUIET_COMMITS_S = 20.0  # others' commits a second below which nobody is in the way
