@@ -57,8 +57,8 @@ class PostgresStore:
 
     @classmethod
     async def open(cls, address: Address, *, single: bool = False) -> PostgresStore:
-        """Connects, examines the server, and makes or upgrades the tables. Raises Unavailable that says what isn't as it
-        must be: ``store.unavailable``, ``store.schema``, or the id of what ``preflight`` would find wrong."""
+        """Connects, examines the server, and makes or upgrades the tables. Raises Unavailable that says what isn't as
+        it must be: ``store.unavailable``, ``store.schema``, or the id of what ``preflight`` would find wrong."""
         server = Server(address, single=single)
         connection = await server.connect()
         try:
@@ -121,7 +121,7 @@ class PostgresStore:
         try:
             async with self._server.session() as session:
                 await session.execute(sql.LOCK, limits.POSTGRES_COMMIT_S)
-                rows = await session.fetch(sql.RESOLVE, op_id, timeout=limits.POSTGRES_READ_S)
+                rows = await session.fetch(sql.RESOLVE, op_id, within=limits.POSTGRES_READ_S)
                 await session.execute("COMMIT", limits.POSTGRES_COMMIT_S)
         except FAILURES as error:
             raise self._server.unavailable(error) from None

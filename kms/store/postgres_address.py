@@ -63,8 +63,8 @@ def is_postgres(url: str) -> bool:
 
 
 def parse(url: str, folder: Path) -> Address:
-    """``url`` taken apart; relative files start at ``folder``. Raises BadRequest ``settings.invalid``, which never shows
-    a password."""
+    """``url`` taken apart; relative files start at ``folder``. Raises BadRequest ``settings.invalid``, which never
+    shows a password."""
     parts = urlsplit(url)
     login, _, places = parts.netloc.rpartition("@")
     user, colon, _ = login.partition(":")

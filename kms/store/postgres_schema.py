@@ -115,7 +115,8 @@ UNION ALL SELECT 2, key, ARRAY[version], substring(value FROM 1 FOR 8)
 ANY_OF = "SELECT EXISTS (SELECT FROM keypeer.records WHERE key = ANY($1::bytea[]))"
 
 _STATE = """UPDATE keypeer.state SET version = {}, log_size = {}, peaks = {}, changed_keys = {}, operations = {}"""
-_PUTS = """INSERT INTO keypeer.records (key, version, value) SELECT * FROM unnest({}::bytea[], {}::bigint[], {}::bytea[])
+_PUTS = """INSERT INTO keypeer.records (key, version, value)
+SELECT * FROM unnest({}::bytea[], {}::bigint[], {}::bytea[])
 ON CONFLICT (key) DO UPDATE SET version = EXCLUDED.version, value = EXCLUDED.value"""
 _DELETES = "DELETE FROM keypeer.records WHERE key = ANY({}::bytea[])"
 _ENTRIES = """INSERT INTO keypeer.log (sequence, leaf, entry)
@@ -162,9 +163,9 @@ def write(state: State, writes: Writes, *, operations_kept: int) -> tuple[str, l
         parts.append((_OLD_OPERATIONS, [state.operations - operations_kept]))
     arguments: list[Any] = []
     named = []
-    for number, (template, values) in enumerate(parts):
-        named.append(f"w{number} AS ({_numbered(template, len(arguments), len(values))})")
-        arguments += values
+    for number, (template, columns) in enumerate(parts):
+        named.append(f"w{number} AS ({_numbered(template, len(arguments), len(columns))})")
+        arguments += columns
     main = _numbered(_STATE, len(arguments), len(state))
     return (f"WITH {', '.join(named)} {main}" if named else main), [*arguments, *state]
 

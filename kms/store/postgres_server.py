@@ -1,8 +1,8 @@
 """Connections to the PostgreSQL server that is the primary now, and what it must be like to be trusted.
 
 Every new connection is examined and must get one transaction to the standbys before it is used: a server that became
-unsafe, or an old primary that came back, serves nothing. All hosts of the URL are tried at the same time, since one that
-is frozen answers nobody; the first that passes is taken.
+unsafe, or an old primary that came back, serves nothing. All hosts of the URL are tried at the same time, since one
+that is frozen answers nobody; the first that passes is taken.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from kms.store.postgres_address import Address
 OLDEST = 130_000  # server_version_num: PostgreSQL 13
 WARNING = "01000"  # SQLSTATE of "canceling wait for synchronous replication": committed here, and perhaps nowhere else
 NO_ROOM = "53100"  # disk_full
-_GONE = (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
-FAILURES = (*_GONE, asyncpg.PostgresError, asyncpg.InternalClientError)  # TimeoutError is an OSError
+GONE = (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
+FAILURES = (*GONE, asyncpg.PostgresError, asyncpg.InternalClientError)  # TimeoutError is an OSError
 
 # Of every session. Plans of our few statements never change, and must not turn into scans where statistics are old.
 # A node that is frozen or cut off in the midst of a commit must not keep the lock from the others.
@@ -58,18 +58,18 @@ class Session:
         if message.sqlstate == WARNING:
             self.doubt = str(message.message)
 
-    async def execute(self, statement: str, timeout: float) -> str:
+    async def execute(self, statement: str, within: float) -> str:
         """Its command tag."""
-        return str(await self._connection.execute(statement, timeout=timeout))
+        return str(await self._connection.execute(statement, timeout=within))
 
-    async def fetch(self, statement: str, *arguments: object, timeout: float) -> list[Any]:
-        rows: list[Any] = await self._connection.fetch(statement, *arguments, timeout=timeout)
+    async def fetch(self, statement: str, *arguments: object, within: float) -> list[Any]:
+        rows: list[Any] = await self._connection.fetch(statement, *arguments, timeout=within)
         return rows
 
-    async def copy(self, table: str, columns: list[str], rows: list[tuple[Any, ...]], timeout: float) -> None:
+    async def copy(self, table: str, columns: list[str], rows: list[tuple[Any, ...]], within: float) -> None:
         """Into a table of ours."""
         await self._connection.copy_records_to_table(
-            table, schema_name="keypeer", columns=columns, records=rows, timeout=timeout
+            table, schema_name="keypeer", columns=columns, records=rows, timeout=within
         )
 
 
@@ -138,7 +138,7 @@ class Server:
     async def _read(self, statement: str, arguments: tuple[object, ...]) -> list[Any]:
         try:
             async with self.session() as session:
-                rows = await session.fetch(statement, *arguments, timeout=limits.POSTGRES_READ_S)
+                rows = await session.fetch(statement, *arguments, within=limits.POSTGRES_READ_S)
         except FAILURES as error:
             raise self.unavailable(error) from None
         if session.doubt:
@@ -152,7 +152,8 @@ class Server:
 
     async def connect(self) -> Any:
         """A connection of its own to the host that passes first. Raises Unavailable with what each of them said."""
-        waiting = {asyncio.ensure_future(self._reach(host, port)): f"{host}:{port}" for host, port in self.address.hosts}
+        hosts = self.address.hosts
+        waiting = {asyncio.ensure_future(self._reach(host, port)): f"{host}:{port}" for host, port in hosts}
         said: dict[str, KeypeerError] = {}
         try:
             pending = set(waiting)
@@ -285,6 +286,8 @@ def _hint(error: BaseException) -> str:
         return "check the user, its client certificate or password, and pg_hba.conf"
     if isinstance(error, asyncpg.TooManyConnectionsError):
         return "raise max_connections on the server"
+    if isinstance(error, asyncpg.LockNotAvailableError):
+        return "another node's commit waits for its standbys: are they up?"
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return "let the user own the schema keypeer, or GRANT CREATE ON DATABASE"
     return "check store.url and the server"

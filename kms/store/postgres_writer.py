@@ -1,8 +1,8 @@
 """Commits to PostgreSQL: those of many callers gathered into groups, each group one durable transaction.
 
-The transaction takes the lock on ``state``, and with it all that waits by then; reads what the commits ask about, writes
-once, and commits, which takes as long as the standbys' disks do. Any number of nodes take turns on that lock, so that
-versions and log entries are dense and in order across them.
+The transaction takes the lock on ``state``, and with it all that waits by then; reads what the commits ask about,
+writes once, and commits, which takes as long as the standbys' disks do. Any number of nodes take turns on that lock,
+so that versions and log entries are dense and in order across them.
 
 Until COMMIT is sent nothing is applied, whatever goes wrong. After that the outcome is unknown unless the server says
 COMMIT and nothing beside it: a cancelled wait for the standbys comes as a mere warning (postgres_server.WARNING).
@@ -14,8 +14,10 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
+import asyncpg
 import structlog
 
 from kms import limits
@@ -25,7 +27,7 @@ from kms.store.bounds import Size
 from kms.store.group import Result
 from kms.store.port import Commit, Committed, Outcome, Unknown
 from kms.store.postgres_plan import Found, Row, State, Writes, apply, asked
-from kms.store.postgres_server import FAILURES, NO_ROOM, Server, Session
+from kms.store.postgres_server import FAILURES, GONE, NO_ROOM, Server, Session
 
 _log = structlog.get_logger("keypeer.store")
 
@@ -84,21 +86,18 @@ class PostgresWriter:
             self._busy_since = time.monotonic()
             group: list[_Pending] = []
             try:
-                results = await self._write(lambda group=group: self._take(group))  # type: ignore[misc]  # a lambda's default
-            except Exception:  # nobody foresaw it: the group's callers hear that nobody knows, and the next one is tried
+                results = await self._write(partial(self._take, group))
+            except Exception:  # nobody foresaw it: the group's callers hear that nobody knows, and others are served
                 _log.exception("store writer")
-                results = [Unknown(pending.change.op_id) for pending in group or self._taken(group)]
+                results = [Unknown(change.op_id) for change in self._take(group)]
             self._busy_since = None
             _deliver(group, results)
 
-    def _taken(self, group: list[_Pending]) -> list[_Pending]:
-        self._take(group)
-        return group
-
     def _take(self, group: list[_Pending]) -> list[Commit]:
-        """All that waits now and fits, at least one."""
+        """All that waits now and fits; the same again once it is taken."""
         writes = size = 0
-        while self._waiting and writes < limits.GROUP_WRITES_MAX and size < limits.GROUP_BYTES_MAX:
+        waiting = () if group else self._waiting
+        while waiting and writes < limits.GROUP_WRITES_MAX and size < limits.GROUP_BYTES_MAX:
             pending = self._waiting.popleft()
             group.append(pending)
             writes, size = writes + pending.size.writes, size + pending.size.bytes
@@ -121,14 +120,17 @@ class PostgresWriter:
             async with self._server.session() as session:
                 try:
                     await session.execute(sql.LOCK, limits.POSTGRES_COMMIT_S)
-                except (OSError, *FAILURES) as error:
-                    if not isinstance(error, TimeoutError):
-                        raise _NotSent from error
+                except TimeoutError:
                     raise
+                except GONE as error:
+                    raise _NotSent from error
                 group = take()
                 outcomes, version = await self._apply(session, group)
                 sent = True
                 tag = await session.execute("COMMIT", limits.POSTGRES_COMMIT_S)
+                if tag != "COMMIT":  # nobody knows why, but it was rolled back
+                    sent = False
+                    raise asyncpg.InterfaceError(f"COMMIT was answered by {tag}")
         except FAILURES as error:
             if sent:
                 return self._unknown(group, str(error) or type(error).__name__)
@@ -136,13 +138,11 @@ class PostgresWriter:
             if full and len(group) > 1:  # none of them was applied; what doesn't fit must not stop the others
                 half = len(group) // 2
                 return await self._write(lambda: group[:half]) + await self._write(lambda: group[half:])
-            return self._refused(group or take(), self._server.unavailable(error))
+            return self._refused(take(), self._server.unavailable(error))
         except KeypeerError as error:
-            return self._refused(group or take(), error)
+            return self._refused(take(), error)
         if session.doubt:
             return self._unknown(group, session.doubt)
-        if tag != "COMMIT":
-            return self._refused(group, Unavailable("store.unavailable", f"{self._server.address}: {tag}"))
         self.trouble, self.wrote_at = "", time.monotonic()
         self._changed(version)
         return list(outcomes)
@@ -157,16 +157,16 @@ class PostgresWriter:
         if len(writes.puts) >= limits.POSTGRES_COPY_MIN:
             await self._copy(session, writes)
         statement, arguments = sql.write(found.state, writes, operations_kept=limits.OPERATIONS_KEPT)
-        await session.fetch(statement, *arguments, timeout=limits.POSTGRES_COMMIT_S)
+        await session.fetch(statement, *arguments, within=limits.POSTGRES_COMMIT_S)
         excess = found.state.changed_keys - limits.CHANGELOG_KEYS_MAX
         if excess > limits.CHANGELOG_KEYS_MAX // 8:  # not a little at a time
-            await session.fetch(sql.TRIM, excess, timeout=limits.POSTGRES_COMMIT_S)
+            await session.fetch(sql.TRIM, excess, within=limits.POSTGRES_COMMIT_S)
         return outcomes, found.state.version
 
     async def _look(self, session: Session, group: Sequence[Commit]) -> Found:
         wanted = asked(group)
         arguments = (wanted.operations, wanted.checked, wanted.counted)
-        rows = await session.fetch(sql.LOOK, *arguments, timeout=limits.POSTGRES_COMMIT_S)
+        rows = await session.fetch(sql.LOOK, *arguments, within=limits.POSTGRES_COMMIT_S)
         found = Found(State())
         for kind, name, numbers, value in rows:
             if kind == 0:
@@ -183,7 +183,7 @@ class PostgresWriter:
 
     async def _copy(self, session: Session, writes: Writes) -> None:
         """Puts by COPY where all are new, which is twice as quick."""
-        (row,) = await session.fetch(sql.ANY_OF, list(writes.puts), timeout=limits.POSTGRES_COMMIT_S)
+        (row,) = await session.fetch(sql.ANY_OF, list(writes.puts), within=limits.POSTGRES_COMMIT_S)
         if not row[0]:
             rows = [(key, version, value) for key, (version, value) in writes.puts.items()]
             await session.copy("records", ["key", "version", "value"], rows, limits.POSTGRES_COMMIT_S)

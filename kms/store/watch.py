@@ -67,7 +67,8 @@ async def interval() -> None:
 
 
 class Watchers:
-    """``since`` is asked after each ``pause``. Made inside a running event loop. Watchers that nobody holds any more are forgotten."""
+    """``since`` is asked after each ``pause``. Made inside a running event loop. Watchers that nobody holds any more
+    are forgotten."""
 
     def __init__(self, since: Since, pause: Callable[[], Awaitable[None]] = interval) -> None:
         self._since = since

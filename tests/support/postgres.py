@@ -67,7 +67,7 @@ def _prefix() -> list[str]:
 @functools.cache
 def place() -> Path:
     """A folder for all that this process makes, gone at its end."""
-    folder = Path(tempfile.mkdtemp(prefix="keypeer-pg-", dir="/tmp"))  # noqa: S108 - sockets need a short path
+    folder = Path(tempfile.mkdtemp(prefix="keypeer-pg-", dir="/tmp"))  # sockets need a short path
     if not os.geteuid():
         shutil.chown(folder, USER, USER)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -101,7 +101,8 @@ def template() -> Path:
     (folder / "pg_hba.conf").write_text(_HBA)
     server = PostgresServer(folder, 1)
     server.start(ssl="off", listen_addresses="")
-    server.sql("CREATE ROLE keypeer LOGIN REPLICATION; CREATE ROLE plain LOGIN; CREATE ROLE locked LOGIN PASSWORD 'right'")
+    server.sql("CREATE ROLE keypeer LOGIN REPLICATION; CREATE ROLE plain LOGIN")
+    server.sql("CREATE ROLE locked LOGIN PASSWORD 'right'")
     server.sql("CREATE DATABASE keypeer OWNER keypeer")
     server.stop()
     return folder
@@ -205,16 +206,6 @@ def free_ports(count: int) -> list[int]:
     return list(found)
 
 
-@functools.cache
-def shared_server() -> PostgresServer:
-    """One server for all tests that take it as it is."""
-    (port,) = free_ports(1)
-    server = PostgresServer.made("shared", port)
-    server.start()
-    atexit.register(server.kill)
-    return server
-
-
 @contextmanager
 def server(name: str, **settings: str) -> Iterator[PostgresServer]:
     """A server to be broken."""
@@ -232,9 +223,7 @@ class Cluster:
     """A primary with two synchronous standbys, any one of which acknowledges."""
 
     def __init__(self, name: str) -> None:
-        self.servers = [
-            PostgresServer.made(f"{name}{number}", port) for number, port in enumerate(free_ports(3))
-        ]
+        self.servers = [PostgresServer.made(f"{name}{number}", port) for number, port in enumerate(free_ports(3))]
         self.primary = self.servers[0]
 
     def start(self) -> None:
@@ -285,6 +274,15 @@ class Cluster:
         for server in self.servers:
             server.kill()
             shutil.rmtree(server.folder, ignore_errors=True)
+
+
+@functools.cache
+def shared_cluster() -> Cluster:
+    """For all tests that take it as it is."""
+    made = Cluster("shared")
+    made.start()
+    atexit.register(made.stop)
+    return made
 
 
 @contextmanager

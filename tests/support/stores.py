@@ -14,7 +14,7 @@ from kms.store.memory import MemoryStore
 from kms.store.port import Commit, Committed, LogEntry, Outcome, Store
 from kms.store.postgres import PostgresStore
 from kms.store.postgres_address import parse
-from tests.support.postgres import shared_server
+from tests.support.postgres import shared_cluster
 
 MAP_BYTES = 64 * 2**20  # sparse; ample for every test that isn't about a full one
 
@@ -34,11 +34,11 @@ async def lmdb_store(folder: Path, *, map_size: int = MAP_BYTES) -> AsyncIterato
 
 
 @asynccontextmanager
-async def postgres_store(_folder: Path, url: str = "", *, single: bool = True) -> AsyncIterator[Store]:
-    """On an empty server by itself, unless ``url`` names others."""
+async def postgres_store(_folder: Path, url: str = "", *, single: bool = False) -> AsyncIterator[Store]:
+    """On three servers, empty ones unless ``url`` names others."""
     if not url:
-        shared_server().fresh()
-        url = shared_server().url()
+        shared_cluster().primary.fresh()
+        url = shared_cluster().url()
     store = await PostgresStore.open(parse(url, Path()), single=single)
     yield store
     await store.close()
