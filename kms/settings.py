@@ -15,6 +15,7 @@ from keypeer.wire.tlog.note import COSIGNATURE, VerifierKey
 from kms import limits
 from kms.errors import BadRequest
 from kms.rates import Rate
+from kms.store.postgres_address import Address, is_postgres, parse
 
 FILE = "keypeer.toml"
 SETTINGS_BYTES_MAX = 65_536  # bytes
@@ -50,9 +51,11 @@ class HsmSettings(_Table, frozen=True, kw_only=True):
 
 
 class StoreSettings(_Table, frozen=True, kw_only=True):
-    """``map_size_mib`` is the LMDB file's fixed, sparse size: address space, not disk."""
+    """``url`` is ``lmdb:FOLDER`` or ``postgresql://…`` (kms/store/postgres_address.py). ``map_size_mib`` is the LMDB
+    file's fixed, sparse size: address space, not disk. ``single``: PostgreSQL without standbys is what is wanted."""
 
     url: str = "lmdb:store"
+    single: bool = False
     map_size_mib: Annotated[int, Meta(ge=1, le=16 * 1024 * 1024)] = 65_536
 
 
@@ -145,8 +148,13 @@ class Home:
 
     @property
     def store(self) -> Path:
-        """The LMDB folder."""
+        """The LMDB folder, where the store is one."""
         return self.path(self.settings.store.url.removeprefix("lmdb:"))
+
+    def postgres(self, url: str = "") -> Address | None:
+        """Where the PostgreSQL store is, when ``url``, or else the settings, name one."""
+        named = url or self.settings.store.url
+        return parse(named, self.folder) if is_postgres(named) else None
 
     @property
     def vendor_cas(self) -> Path:
@@ -255,8 +263,13 @@ def _check(file: Path, settings: Settings) -> None:
             f"{file}: attestation.binding_pcrs must be some of attestation.quote_pcrs",
             hint="quote what you bind to",
         )
-    if not settings.store.url.startswith("lmdb:"):
-        raise BadRequest("settings.invalid", f"{file}: store.url is {settings.store.url!r}", hint="lmdb:FOLDER")
+    url = settings.store.url
+    if is_postgres(url):
+        parse(url, file.parent)
+    elif not url.startswith("lmdb:"):
+        raise BadRequest(
+            "settings.invalid", f"{file}: store.url is {url!r}", hint="lmdb:FOLDER, or postgresql://USER@HOST/DATABASE"
+        )
 
 
 def _check_witnesses(file: Path, audit: AuditSettings) -> None:
