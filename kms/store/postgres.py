@@ -119,7 +119,7 @@ class PostgresStore:
 
     async def _resolve(self, op_id: bytes) -> Committed | None:
         try:
-            async with self._server.session() as session:
+            async with self._server.session(writes=True) as session:
                 await session.execute(sql.LOCK, limits.POSTGRES_COMMIT_S)
                 rows = await session.fetch(sql.RESOLVE, op_id, within=limits.POSTGRES_READ_S)
                 await session.execute("COMMIT", limits.POSTGRES_COMMIT_S)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from kms.errors import BadRequest, Unavailable
 
@@ -65,21 +65,23 @@ def is_postgres(url: str) -> bool:
 def parse(url: str, folder: Path) -> Address:
     """``url`` taken apart; relative files start at ``folder``. Raises BadRequest ``settings.invalid``, which never
     shows a password."""
-    parts = urlsplit(url)
-    login, _, places = parts.netloc.rpartition("@")
+    # By hand: urllib takes one host, and a bracket only at the start.
+    head, _, query = url.partition("://")[2].partition("?")
+    authority, _, database = head.partition("/")
+    login, _, places = authority.rpartition("@")
     user, colon, _ = login.partition(":")
     if colon:
         raise _invalid("it holds a password", "use a client certificate, or passfile=FILE (libpq's .pgpass)")
-    if not is_postgres(url) or not user or len(parts.path) < 2 or parts.fragment:
+    if not is_postgres(url) or not user or not database:
         raise _invalid("it needs a user and a database", _HINT)
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    options = dict(parse_qsl(query, keep_blank_values=True))
     socket_folder = options.pop("host", "")
     hosts = tuple(_place(each) for each in (places or socket_folder).split(","))
     for name, value in options.items():
         if name not in _FILES and value not in _FIXED.get(name, ()):
             raise _invalid(f"{name}={value} is nothing that it may say", _HINT)
     files = {name: (folder / options[name]).absolute() for name in _FILES if options.get(name)}
-    return Address(hosts, unquote(user), unquote(parts.path[1:]), files)
+    return Address(hosts, unquote(user), unquote(database), files)
 
 
 def _place(text: str) -> tuple[str, int]:

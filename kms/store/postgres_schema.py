@@ -57,7 +57,11 @@ UPGRADES: dict[int, str] = {0: _CREATE}
 
 # Two nodes that start together make the tables once.
 LOCK_UPGRADE = "SELECT pg_advisory_xact_lock(7090111613374)"
-TABLES = "SELECT to_regclass('keypeer.meta') IS NOT NULL AS ours, to_regnamespace('keypeer') IS NOT NULL AS named"
+TABLES = """
+SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'keypeer') AS named,
+       EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+               WHERE nspname = 'keypeer' AND relname = 'meta') AS ours
+"""
 VERSIONS = "SELECT schema, least FROM keypeer.meta"
 
 # What a server must be asked before it is trusted.

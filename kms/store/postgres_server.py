@@ -80,30 +80,33 @@ class Server:
         self.address = address
         self.single = single
         self._tls = address.tls()
-        self._pool: Any = asyncpg.create_pool(
-            min_size=0,
-            max_size=limits.POSTGRES_CONNECTIONS,
-            max_inactive_connection_lifetime=60,
-            connect=self._for_pool,
-            reset=_nothing,
+        self._readers = self._pool(limits.POSTGRES_CONNECTIONS)
+        self._writers = self._pool(limits.POSTGRES_WRITERS)
+
+    def _pool(self, size: int) -> Any:
+        return asyncpg.create_pool(
+            min_size=0, max_size=size, max_inactive_connection_lifetime=60, connect=self._for_pool, reset=_nothing
         )
 
     async def open(self) -> None:
-        await self._pool
+        await self._readers
+        await self._writers
 
     async def close(self) -> None:
         """Waits for what is under way."""
-        try:
-            await asyncio.wait_for(self._pool.close(), limits.POSTGRES_COMMIT_S)
-        except (TimeoutError, *FAILURES):
-            self._pool.terminate()
+        for pool in (self._readers, self._writers):
+            try:
+                await asyncio.wait_for(pool.close(), limits.POSTGRES_COMMIT_S)
+            except (TimeoutError, *FAILURES):
+                pool.terminate()
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[Session]:
+    async def session(self, *, writes: bool = False) -> AsyncIterator[Session]:
         """A connection, dropped when anything went wrong on it. Raises Unavailable when there is none, and whatever
         the statements raise."""
+        pool = self._writers if writes else self._readers
         try:
-            connection = await self._pool.acquire(timeout=limits.POSTGRES_READ_S)
+            connection = await pool.acquire(timeout=limits.POSTGRES_READ_S)
         except TimeoutError:
             raise Unavailable(
                 "store.unavailable",
@@ -117,14 +120,14 @@ class Server:
         try:
             yield session
         except BaseException:
-            connection.terminate()
-            await self._pool.release(connection)
+            session.doubt = session.doubt or "a statement failed"
             raise
-        if session.doubt:
-            connection.terminate()
-        with suppress(asyncpg.InterfaceError):
-            connection.remove_log_listener(session.note)
-        await self._pool.release(connection)
+        finally:
+            with suppress(asyncpg.InterfaceError):  # it has ended by itself
+                connection.remove_log_listener(session.note)
+                if session.doubt:
+                    connection.terminate()
+            await pool.release(connection)
 
     async def read(self, statement: str, *arguments: object) -> list[Any]:
         """Rows of a statement. Not to be lost when its caller goes: the connection would be lost too."""
@@ -276,6 +279,8 @@ class Server:
                 hint="give the PostgreSQL server more disk",
                 status=HTTPStatus.INSUFFICIENT_STORAGE,
             )
+        if "rejected SSL upgrade" in str(error):  # asyncpg has no class for it
+            return Unavailable("store.tls", f"{place} has no TLS", hint="set ssl = on in the server's settings")
         if isinstance(error, TimeoutError):
             return Unavailable("store.unavailable", f"{place} doesn't answer", hint="is it up, and are its standbys?")
         return Unavailable("store.unavailable", f"{place}: {error or type(error).__name__}", hint=_hint(error))

@@ -117,7 +117,7 @@ class PostgresWriter:
         group: list[Commit] = []
         sent = False
         try:
-            async with self._server.session() as session:
+            async with self._server.session(writes=True) as session:
                 try:
                     await session.execute(sql.LOCK, limits.POSTGRES_COMMIT_S)
                 except TimeoutError:

@@ -226,8 +226,12 @@ class Cluster:
         self.servers = [PostgresServer.made(f"{name}{number}", port) for number, port in enumerate(free_ports(3))]
         self.primary = self.servers[0]
 
-    def start(self) -> None:
+    def start_primary(self) -> None:
+        """The one that is or was the primary, as it was."""
         self.primary.start(**self._settings(self.primary))
+
+    def start(self) -> None:
+        self.start_primary()
         for standby in self.servers[1:]:
             (standby.folder / "standby.signal").touch()
             standby.start(**self._settings(standby), primary_conninfo=self._conninfo(self.primary, standby))
