@@ -8,7 +8,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("rewrap", "evidence", "boot_log", "ima", "store_load", "releases", "vms_million", "vm_lists", "kek_rotation")
+NAMES = (
+    "rewrap",
+    "evidence",
+    "boot_log",
+    "ima",
+    "store_load",
+    "postgres",
+    "releases",
+    "vms_million",
+    "vm_lists",
+    "kek_rotation",
+)
 
 
 def main() -> int:
