@@ -263,7 +263,11 @@ def _check(file: Path, settings: Settings) -> None:
             f"{file}: attestation.binding_pcrs must be some of attestation.quote_pcrs",
             hint="quote what you bind to",
         )
-    url = settings.store.url
+    check_store(file, settings.store.url)
+
+
+def check_store(file: Path, url: str) -> None:
+    """Raises BadRequest ``settings.invalid`` unless ``url`` may be ``store.url`` in ``file``."""
     if is_postgres(url):
         parse(url, file.parent)
     elif not url.startswith("lmdb:"):

@@ -119,8 +119,11 @@ class Server:
         connection.add_log_listener(session.note)
         try:
             yield session
-        except BaseException:
+        except BaseException as error:
             session.doubt = session.doubt or "a statement failed"
+            if isinstance(error, GONE):  # the others that wait there won't do better: a frozen server closes none
+                await self._readers.expire_connections()
+                await self._writers.expire_connections()
             raise
         finally:
             with suppress(asyncpg.InterfaceError):  # it has ended by itself

@@ -52,5 +52,12 @@ HASH_CHUNK_BYTES = 256 * 1024  # bytes read at a time; larger ones are no faster
 DEB_MEMBERS_MAX = 1_000_000  # files in one package; the largest of Debian have some 100,000
 SYMLINKS_MAX = 40  # links followed in one path; as many as Linux follows (path_resolution(7))
 
+# ── memory images ──────────────────────────────────────────────────────────────────────────────────────────────
+IMAGE_CHUNK_BYTES = 1024 * 1024  # bytes; larger ones are no faster, and a page is read in the time of one
+IMAGE_CHUNK_BYTES_MIN = 4096  # bytes; a page
+IMAGE_CHUNK_BYTES_MAX = 16 * 1024 * 1024  # bytes held at once, three times over
+IMAGE_HEADER_BYTES_MAX = 4096  # bytes; names are bounded, so that headers have some 300
+XTS_UNIT_BYTES = 1024 * 1024  # bytes; smaller ones are slower, a cipher context each. IEEE 1619 §5.1 allows 16 MiB
+IMAGE_TOLD_EVERY_S = 10.0  # seconds between two lines about long work, where there is no terminal
 # ── copies of the audit log ────────────────────────────────────────────────────────────────────────────────────
 KEY_FILE_BYTES_MAX = 16 * 1024  # bytes of a copy's pinned keys; each has some 100

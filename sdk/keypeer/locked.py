@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import resource
 import threading
 import weakref
 from types import TracebackType
@@ -22,7 +23,15 @@ from keypeer import limits
 from keypeer.errors import StateError
 
 _MADV_WIPEONFORK = 18  # linux/mman.h; since Linux 4.14, not named by Python 3.11
+_PR_SET_DUMPABLE = 4  # prctl(2)
 _SLOT_ALIGNMENT = 64  # bytes; a cache line
+
+
+def protect_process() -> None:
+    """No core dumps of this process, and no ptrace or /proc/PID/mem by others of this user: for a command that holds
+    more secrets than fit locked memory, such as a guest's. /proc/self is root's from then on: open files before."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # can't fail with this option
 
 
 class _Pages:

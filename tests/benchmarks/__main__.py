@@ -9,17 +9,9 @@ import subprocess
 import sys
 
 NAMES = (
-    "rewrap",
-    "evidence",
-    "boot_log",
-    "ima",
-    "store_load",
-    "postgres",
-    "releases",
-    "vms_million",
-    "vm_lists",
-    "kek_rotation",
-)
+    "rewrap", "evidence", "boot_log", "ima", "store_load", "postgres", "releases", "vms_million", "vm_lists",
+    "kek_rotation", "image",
+)  # fmt: skip
 
 
 def main() -> int:

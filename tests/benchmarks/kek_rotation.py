@@ -55,7 +55,8 @@ async def rewraps_alone(service: Service, old: list[KeyRecord]) -> float:
     """Rewraps under the KEK a second, of the HSM workers alone. ``old``: records as they were under an older KEK, for
     what is under the newest needs no rewrap."""
     async with open_custody(read_home(service.folder)) as custody:
-        assert all(record.kek < max((await custody.describe()).kek_versions) for record in old)
+        newest = max((await custody.describe()).kek_versions)
+        assert all(record.kek < newest for record in old)
         records = old * 4
         start, done = time.perf_counter(), 0
         while (spent := time.perf_counter() - start) < LIMIT_SECONDS:
@@ -145,8 +146,8 @@ async def measure(service: Service, options: argparse.Namespace) -> None:
     view, spent = await watch(service)
     assert view.state == "complete", view
     rate = view.done / spent
+    print(f"{view.done:,} keys rotated, idle, in {spent:.1f} s: {rate:,.0f} keys/s; mark {MARK:,}/s", flush=True)
     limit = await rewraps_alone(service, old)
-    print(f"{view.done:,} keys rotated, idle, in {spent:.1f} s: {rate:,.0f} keys/s; mark {MARK:,}/s")
     print(f"  limit, the same HSM workers alone: {limit:,.0f}/s  ratio {rate / limit:.2f}", flush=True)
     hosts = [attested(service, f"host-{number}") for number in range(HOSTS)]
     places = [(hosts[number % HOSTS], f"caller-{number}") for number in range(CONNECTIONS)]

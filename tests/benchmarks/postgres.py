@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import statistics
 import tempfile
 import time
@@ -73,12 +74,27 @@ async def read_times(store: Store, callers: int, seconds: float) -> tuple[list[f
     return taken, len(taken) / (time.perf_counter() - start)
 
 
-async def speed(stores: tuple[Store, Store], seconds: float) -> None:
+def sync_times(folder: Path, count: int) -> list[float]:
+    """Milliseconds of a page written and made durable: PostgreSQL waits for two of them, here on one disk."""
+    taken = []
+    descriptor = os.open(folder / "bare", os.O_RDWR | os.O_CREAT, 0o600)
+    for _ in range(count):
+        start = time.perf_counter()
+        os.pwrite(descriptor, bytes(4096), 0)
+        os.fdatasync(descriptor)
+        taken.append((time.perf_counter() - start) * 1e3)
+    os.close(descriptor)
+    return taken
+
+
+async def speed(stores: tuple[Store, Store], folder: Path, seconds: float) -> None:
+    syncs: list[float] = []
     cas: list[list[float]] = [[], []]
     rates: dict[int, list[list[float]]] = {callers: [[], []] for callers in (1, 32, 256)}
     reads: dict[int, list[list[float]]] = {callers: [[], []] for callers in (1, 256)}
     waits: list[list[float]] = [[], []]
     for _ in range(ROUNDS):
+        syncs += sync_times(folder, 100)
         for number, store in enumerate(stores):
             cas[number] += await cas_times(store, seconds / ROUNDS)
             for callers, found in rates.items():
@@ -88,6 +104,7 @@ async def speed(stores: tuple[Store, Store], seconds: float) -> None:
                 found[number].append(rate)
                 waits[number] += taken if callers == 1 else []
     p50s = [statistics.median(taken) for taken in cas]
+    print(f"{'one fdatasync p50, bare':<34} {statistics.median(syncs):>12,.2f} {'':>12} ms")
     row("compare-and-set p50", *p50s, "ms", f"mark {CAS_P50_MS}")
     row("compare-and-set p99", *(statistics.quantiles(taken, n=100)[98] for taken in cas), "ms")
     for callers, pair in rates.items():
@@ -219,7 +236,7 @@ async def main() -> None:
     print(f"{'':<34} {'PostgreSQL':>12} {'LMDB':>12}")
     with tempfile.TemporaryDirectory() as folder, cluster("speed") as three:
         stores = await both(three, Path(folder) / "speed")
-        await speed(stores, arguments.seconds)
+        await speed(stores, Path(folder), arguments.seconds)
         for store in stores:
             await store.close()
         if arguments.keys:

@@ -32,6 +32,23 @@ def use_store(service: Service, old: str, new: str) -> dict[str, object]:
     return told
 
 
+def test_init_on_postgresql_makes_the_whole_service_there(tmp_path: Path, servers: Cluster) -> None:
+    service = initialised_service(tmp_path / "service", store=servers.url())
+    assert not (service.folder / "store").exists()
+    service.start()
+    try:
+        put_demo_policy(service)
+        create_vm(service, "vm-1")
+        host = good_host(service, "host-1")
+        host.attest()
+        assert len(host.release("vm-1")) == 64
+        assert service.audit()[-1]["action"] == "key.release"
+    finally:
+        service.stop()
+    assert servers.primary.sql("SELECT count(*) > 0 FROM keypeer.records", "keypeer") == "t"
+    assert "backup.postgres" in service.keypeer("backup", str(tmp_path / "backup"), check=False).stderr
+
+
 def test_a_service_moves_to_postgresql_survives_its_primary_and_moves_back(tmp_path: Path, servers: Cluster) -> None:
     service = initialised_service(tmp_path / "service")
     moved = use_store(service, "lmdb:store", servers.url())

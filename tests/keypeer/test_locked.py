@@ -204,3 +204,12 @@ def occurrences(pid: int, pattern: bytes) -> int:
             memory.seek(start)
             count += memory.read(end - start).count(pattern)
     return count
+
+
+def test_a_protected_process_is_neither_dumped_nor_traced() -> None:
+    program = (
+        "import ctypes, resource; from keypeer.locked import protect_process; protect_process();"
+        "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), *resource.getrlimit(resource.RLIMIT_CORE))"  # PR_GET_DUMPABLE
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert shown.stdout == "0 0 0\n"

@@ -27,6 +27,7 @@ _NOUNS = {
     "completion": "keypeer.cli.completion",
     "geo-tag": "keypeer.cli.geo_tag",
     "host": "keypeer.cli.host",
+    "image": "keypeer.cli.image",
     "operator": "keypeer.cli.tenant",
     "kek": "keypeer.cli.kek",
     "keys": "keypeer.cli.keys",

@@ -35,7 +35,8 @@ def agent() -> None:
     """This host: enrol, attest, fetch keys."""
 
 
-def _state(home: Path | None, folder: Path | None, host: str | None) -> AgentState:
+def state_of(home: Path | None, folder: Path | None, host: str | None) -> AgentState:
+    """The agent that the options name. Raises StateError ``state.missing``."""
     from keypeer.state import AgentState
 
     if folder is not None:
@@ -62,7 +63,7 @@ def _run(
     async def call() -> int | None:
         from keypeer.agent import HostAgent
 
-        async with HostAgent(_state(home, folder, host)) as opened:
+        async with HostAgent(state_of(home, folder, host)) as opened:
             return await work(opened)
 
     run_in_words(call, as_json=as_json)
@@ -307,7 +308,7 @@ def ek(tcti: str | None, folder: Path | None, host: str | None, home: Path | Non
     from keypeer.tpm import Tpm
 
     try:
-        with Tpm.open(tcti or _state(home, folder, host).settings.tcti) as tpm:
+        with Tpm.open(tcti or state_of(home, folder, host).settings.tcti) as tpm:
             digest = ek_digest(tpm)
     except KeypeerClientError as error:
         fail(error, as_json=as_json)

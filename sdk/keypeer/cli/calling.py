@@ -107,11 +107,11 @@ async def _awaited(call: Callable[[], Awaitable[int | None]]) -> int | None:
     return await call()
 
 
-def fail(error: KeypeerClientError | WireError, *, as_json: bool) -> NoReturn:
-    """Tells ``error`` and exits with its code."""
+def fail(error: KeypeerClientError | WireError, *, as_json: bool, err: bool = False) -> NoReturn:
+    """Tells ``error`` and exits with its code. ``err``: standard output is for data."""
     found = _document(error)
     if as_json:
-        output.as_json(found)
+        output.as_json(found, err=err)
     else:
         told = click.style("proposed", fg="yellow") if found["code"] == PROPOSED else click.style("error", fg="red")
         output.say(f"{told}: {found['code']}: {found['detail']}")

@@ -16,9 +16,9 @@ from keypeer.wire.messages import ReasonView
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400  # seconds
 
 
-def as_json(value: Any) -> None:
-    """One JSON document on one line."""
-    click.echo(msgspec.json.encode(value))
+def as_json(value: Any, *, err: bool = False) -> None:
+    """One JSON document on one line; on standard error where the output is data."""
+    click.echo(msgspec.json.encode(value), err=err)
 
 
 def say(text: str) -> None:

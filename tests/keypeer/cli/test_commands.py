@@ -49,8 +49,8 @@ def test_the_nouns_are_all_there() -> None:
     nouns = {path[0] for path in ALL}
     assert nouns == {
         "agent", "approvals", "audit", "auditor", "backup", "baseline", "certificate", "completion", "doctor",
-        "geo-tag", "host", "identity", "init", "kek", "keys", "officer", "operator", "policy", "proposal", "recovery",
-        "restore", "rollback", "runtime", "serve", "signing-key", "store", "tenant", "vm",
+        "geo-tag", "host", "identity", "image", "init", "kek", "keys", "officer", "operator", "policy", "proposal",
+        "recovery", "restore", "rollback", "runtime", "serve", "signing-key", "store", "tenant", "vm",
     }  # fmt: skip
 
 
