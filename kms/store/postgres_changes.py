@@ -32,7 +32,9 @@ class Changes:
         self._watchers = Watchers(self._since, self._pause)
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
-        self._tasks = [asyncio.get_running_loop().create_task(self._notify(), name="store-notify")]
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(work(), name="store-changes") for work in (self._notify, self._follow)]
+        self._listening = False
 
     def changed(self, version: int) -> None:
         """This process has committed up to ``version``."""
@@ -41,7 +43,8 @@ class Changes:
 
     def add(self, prefix: bytes) -> AsyncIterator[Change]:
         """A watcher. It may hear changes of other nodes from shortly before the call as well."""
-        if len(self._tasks) == 1:
+        if not self._listening:
+            self._listening = True
             self._tasks.append(asyncio.get_running_loop().create_task(self._listen(), name="store-listen"))
         return self._watchers.add(prefix, self._newest)
 
@@ -78,6 +81,15 @@ class Changes:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), limits.POSTGRES_LOOK_S)
         self._wake.clear()
+
+    async def _follow(self) -> None:
+        """What a watcher begins with must not be so old that it has left the log. No barrier: any version that was
+        there is one to begin with."""
+        while True:
+            await asyncio.sleep(limits.POSTGRES_LOOK_S)
+            with suppress(KeypeerError):
+                ((newest,),) = await self._server.read(sql.NEWEST)
+                self._newest = max(self._newest, newest)
 
     async def _notify(self) -> None:
         while True:

@@ -168,7 +168,8 @@ class Server:
                 for task in done:
                     error = task.exception()
                     if error is None:
-                        return waiting.pop(task) and task.result()
+                        del waiting[task]  # the others are given up
+                        return task.result()
                     if not isinstance(error, KeypeerError):
                         raise error
                     said[waiting[task]] = error

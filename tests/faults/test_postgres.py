@@ -390,7 +390,11 @@ async def test_a_killed_primary_loses_nothing_and_the_next_one_goes_on(three: Cl
 
 async def test_a_frozen_primary_is_noticed_and_left_and_serves_nothing_when_it_comes_back(three: Cluster) -> None:
     old = three.primary
-    async with postgres_store(Path(), three.url()) as store:
+    async with (
+        postgres_store(Path(), three.url()) as store,
+        postgres_store(Path(), old.url()) as left_behind,  # a node that knows the old one alone
+    ):
+        await left_behind.get_many([b"revoked"])
         counting = Counting(store)
         task = asyncio.ensure_future(counting.run())
         await until_more(counting, 20)
@@ -404,6 +408,10 @@ async def test_a_frozen_primary_is_noticed_and_left_and_serves_nothing_when_it_c
         assert old.sql("SELECT pg_is_in_recovery()") == "f"
         assert old.sql("SELECT count(*) FROM keypeer.records WHERE key = 'revoked'", "keypeer") == "0"
         assert (await refusal(old.url())).code == "store.unavailable"
+        for read in (left_behind.get(b"revoked"), left_behind.scan(b""), left_behind.log_head()):
+            with pytest.raises(Unavailable):
+                await read
+        assert not (await left_behind.health()).ok
         await until_more(counting, 20)
         for _ in range(50):
             item = await store.get(b"revoked")
