@@ -40,6 +40,7 @@ _SETTINGS = {
     "max_connections": "60",
     "wal_keep_size": "256MB",
     "hot_standby": "on",
+    "wal_retrieve_retry_interval": "100ms",
     "log_line_prefix": "%m [%p] ",
 }
 
