@@ -103,6 +103,18 @@ async def test_wrong_addresses_and_credentials_are_told(case: str) -> None:
     assert "right" not in refused.detail
 
 
+@pytest.mark.parametrize(("password", "words"), [("right", "permission denied"), ("wrong", "password auth")])
+async def test_a_password_comes_from_a_file(tmp_path: Path, password: str, words: str) -> None:
+    """The right one lets the role in, which then may make no tables here."""
+    primary = shared_cluster().primary
+    primary.fresh()
+    (tmp_path / "passwords").write_text(f"localhost:{primary.port}:keypeer:locked:{password}\n")
+    (tmp_path / "passwords").chmod(0o600)
+    url = f"{primary.url().replace('//keypeer@', '//locked@')}&passfile={tmp_path}/passwords"
+    refused = await refusal(url)
+    assert words in refused.detail
+
+
 @pytest.mark.parametrize(
     "url",
     [
