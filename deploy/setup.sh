@@ -38,10 +38,31 @@ install_python() {
     if [ "$(cat "$VENV/.installed" 2>/dev/null)" != "$wanted" ]; then
         say "installing keypeer and its dependencies from PyPI into .venv"
         [ -x "$VENV/bin/python" ] || /usr/bin/python3 -m venv "$VENV"
-        "$VENV/bin/pip" install --quiet --disable-pip-version-check --editable "$KEYPEER_ROOT[tpm,server,test]"
+        "$VENV/bin/pip" install --quiet --disable-pip-version-check --editable "$KEYPEER_ROOT[tpm,server,hypervisor,test]"
         printf '%s\n' "$wanted" >"$VENV/.installed"
     fi
     PATH=$VENV/bin:$PATH
+}
+
+# The kernel of the tests' guests: Debian's for clouds, unpacked and not installed, so that the machine boots what it did.
+fetch_guest_kernel() {
+    local folder=$KEYPEER_ROOT/.guest work
+    compgen -G "$folder/boot/vmlinuz-*" >/dev/null && return
+    say "unpacking Debian's cloud kernel for the tests' guests into .guest"
+    work=$(mktemp -d)
+    download_guest_kernel "$work" || { as_root apt-get update -qq && download_guest_kernel "$work"; }
+    mkdir "$work/tree"
+    dpkg-deb --fsys-tarfile "$work"/linux-image-*.deb | tar -x -C "$work/tree" --wildcards \
+        './lib/modules/*/kernel/drivers/virtio' './lib/modules/*/kernel/drivers/block/virtio_blk.ko' './boot/vmlinuz-*'
+    rm -rf "$folder"
+    mv "$work/tree" "$folder"
+    rm -r "$work"
+}
+
+download_guest_kernel() {
+    local package
+    package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-/ { print $2; exit }')
+    [ -n "$package" ] && (cd "$1" && apt-get download -qq -o APT::Sandbox::User=root "$package")
 }
 
 set_up() {

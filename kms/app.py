@@ -32,6 +32,7 @@ from kms.tls import Follower, first_ca, server_certificate, tls_context
 from kms.web.limiter import Limiter
 from kms.web.metrics import Metrics
 from kms.web.server import application
+from kms.webhooks.client import HttpWebhooks
 from kms.witness.client import HttpWitnesses
 from kms.witness.port import Witness, WitnessClient
 
@@ -75,6 +76,7 @@ async def open_context(home: Home, *, background: bool = False) -> AsyncIterator
         open_store(home) as store,
         open_custody(home, background=background) as custody,
         open_witnesses() as witnesses,
+        open_webhooks() as webhooks,
     ):
         description = await custody.describe()
         records = Records(store, custody)
@@ -96,8 +98,20 @@ async def open_context(home: Home, *, background: bool = False) -> AsyncIterator
             first_keys=first_keys(description),
             log=log_profile(home, witnesses),
             rollback=rollback,
+            webhooks=home.webhooks() if background else (),
+            webhook_client=webhooks,
             server_certificate=partial(server_certificate, home),
         )
+
+
+@asynccontextmanager
+async def open_webhooks() -> AsyncIterator[HttpWebhooks]:
+    """The client that calls webhooks."""
+    webhooks = HttpWebhooks()
+    try:
+        yield webhooks
+    finally:
+        await webhooks.close()
 
 
 @asynccontextmanager

@@ -23,7 +23,17 @@ from kms import limits
 from kms.app import open_context
 from kms.domain import HEARTBEAT, JobNote
 from kms.errors import KeypeerError
-from kms.flows import checkpoints, clock, destructions, rotation_rounds, rotation_starts, vm_rotations
+from kms.flows import (
+    checkpoints,
+    clock,
+    destructions,
+    fleet,
+    rotation_rounds,
+    rotation_starts,
+    trust_checks,
+    vm_rotations,
+    webhooks,
+)
 from kms.flows.context import Context
 from kms.heartbeats import Heartbeats
 from kms.records import JOB_NOTES
@@ -51,6 +61,9 @@ JOBS: tuple[Job, ...] = (
     Job(HEARTBEAT, limits.HEARTBEAT_S, beat),
     Job("rotation-start", limits.ROTATION_STEP_S, rotation_starts.step),
     Job("rotation", limits.ROTATION_STEP_S, rotation_rounds.step),
+    Job("trust", limits.TRUST_STEP_S, trust_checks.step),
+    Job("webhooks", limits.FLEET_STEP_S, webhooks.step),
+    Job("fleet-events", limits.FLEET_STEP_S, fleet.step),
     Job("vm-dues", limits.DUE_INTERVAL_S, destructions.step),
     Job("vm-rotations", limits.ROTATION_STEP_S, vm_rotations.step),
     Job("clock", limits.CLOCK_LOOK_S, clock.watcher()),

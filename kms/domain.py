@@ -358,13 +358,99 @@ class VmRotation(Record, frozen=True):
 
 
 class Lease(Record, frozen=True):
-    """The right of one host to hold one VM's key; ``generation`` rises at each change of owner."""
+    """The right of one host to hold one VM's key; ``generation`` rises at each change of owner. ``as_of`` is the last
+    of the host's events when it was granted: an event after it may have ended it (kms.trust). An ended lease keeps
+    other hosts out as long as a living one: a host that heard of nothing goes on until expiry and ``grace``."""
 
     host: str
     session: bytes
     version: int
     generation: int
     expires_at: int
+    grace: int = 0  # seconds; 0: granted before there was any
+    as_of: int = 0
+    ended_at: int = 0  # this lease alone was ended then
+
+
+# ── migration ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+MigrationState = Literal["begun", "accepted", "switched", "completed", "aborted"]
+
+
+class Migration(Record, frozen=True):
+    """The last hand-over of a VM (kms.keys.migrations). ``generation`` is the source's; ``session`` the destination's
+    that accepted; ``past`` has the ids of a few before, which can't be used again."""
+
+    id: str
+    vm: str
+    version: int
+    source: str
+    destination: str
+    generation: int
+    state: MigrationState
+    begun_at: int
+    begun_by: str
+    expires_at: int
+    changed_at: int
+    session: bytes = b""
+    why: str = ""
+    past: tuple[str, ...] = ()
+    source_until: int = 0  # when the source's lease, as it was at the switchover, would have ended, grace included
+    left_at: int = 0  # when the source said that its copy runs no more
+
+
+# ── continuous trust ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+class HostEventHead(Record, frozen=True):
+    """Where a host's event log stands: the number of its ``last`` event, and of the last one that ended all leases
+    granted before it. ``trusted``: something may have been granted since."""
+
+    last: int = 0
+    ended_all: int = 0
+    trusted: bool = False
+
+
+class StoredEvent(Record, frozen=True):
+    """Something that a host should hear. ``ends``: all leases granted before it, some (``vms``), or none; ``attest``:
+    the host should attest now. ``reasons``: (id, asked, found, mend) each."""
+
+    number: int
+    at: float
+    host: str
+    event: str
+    ends: Literal["all", "some", "none"] = "none"
+    vms: tuple[str, ...] = ()
+    attest: bool = False
+    reasons: tuple[tuple[str, str, str, str], ...] = ()
+    why: str = ""
+
+
+class TrustCheck(Record, frozen=True):
+    """Hosts whose leases are to be looked at: under one ``policy``, ``all``, one ``host``, or all of them told to
+    attest (``runtime``). ``after`` is the last one that was."""
+
+    what: Literal["policy", "all", "host", "runtime"]
+    policy: str = ""
+    host: str = ""
+    after: str = ""
+
+
+class WebhookState(Record, frozen=True):
+    """The last of the fleet's events that was told to ``url``, and how it went since: failures in a row, the last
+    attempt, why."""
+
+    url: str
+    sent: int
+    failures: int = 0
+    tried_at: float = 0.0
+    trouble: str = ""
+
+
+class FleetHead(Record, frozen=True):
+    """The number of the fleet log's last event."""
+
+    last: int = 0
 
 
 class OutstandingNonces(Record, frozen=True):

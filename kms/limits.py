@@ -178,6 +178,10 @@ POSTGRES_COPY_MIN = 500  # new records a transaction from which COPY is quicker 
 POSTGRES_LOOK_S = 1.0  # seconds between looks for changes when no notification came: one may be lost with its node
 POSTGRES_DEAF_S = 10.0  # seconds without a look after which watchers hear that changes may be missed
 
+# ── migration ──────────────────────────────────────────────────────────────────────────────────────────────────
+MIGRATION_LIFE_S = 3600  # seconds from begin to switchover unless told; 1 TB of guest memory at 10 Gbit/s takes 900
+MIGRATIONS_PAST = 8  # ids of a VM's earlier migrations that are remembered: a late call begins none of them anew
+
 # ── lifecycle ──────────────────────────────────────────────────────────────────────────────────────────────────
 DESTROY_AFTER_MIN_S = 86400  # seconds; a day, so that whoever misses the key can say so
 DESTROY_AFTER_MAX_S = 365 * 86400  # seconds; a longer wait is a plan, not a schedule
@@ -259,3 +263,27 @@ PROPOSAL_LIFE_S = 7 * 86400  # seconds; officers are people, with weekends
 PROPOSALS_OPEN_MAX = 1000  # count; more wait for nobody, and each may carry megabytes
 EXECUTION_ATTEMPTS_MAX = 5  # count; retries when another change came between reading the state and the act
 VERIFIED_DECISIONS_MAX = 4096  # signatures remembered as good or bad, some 300 bytes each
+
+# ── continuous trust ───────────────────────────────────────────────────────────────────────────────────────────
+EVENTS_KEPT = 1000  # events of one host, some 300 bytes each; a host has a few a day
+EVENT_VMS_MAX = 300  # VMs named in one event; as many as in an audit entry
+EVENT_REASONS_MAX = 16  # reasons told with an event
+FLEET_EVENTS_KEPT = 100_000  # events of all hosts, some 300 bytes each
+FLEET_STEP_S = 0.1  # seconds between looks for events that the fleet's log hasn't got; an empty look is one read
+FLEET_STEP_MAX = 500  # events moved into the fleet's log at a time
+RENEW_PAGE = 1000  # leases renewed a call; SCAN_MAX, and some 0.1 s
+TRUST_STEP_S = 0.2  # seconds between looks for trust to check; an empty look is two reads
+TRUST_PAGE = 200  # hosts, or leases of one host, looked at between two commits
+TRUST_CHECKS_AT_ONCE = 64  # checks of which one step does a page each
+WEBHOOKS_MAX = 16  # count; each is told each event
+WEBHOOK_DEADLINE_S = 5.0  # seconds for an answer
+WEBHOOK_BACKOFF_MAX_S = 300.0  # seconds between attempts at one that fails; doubles from 2
+WEBHOOK_STEP_MAX = 100  # events told to one between two notes of how far he is
+WEBHOOK_SECRET_BYTES_MIN = 24  # bytes; Standard Webhooks, "Signature scheme": 24 to 64
+WEBHOOK_SECRET_BYTES_MAX = 64
+STREAM_HEARTBEAT_S = 10.0  # seconds between signs of life on a stream; an agent reconnects after three were missed
+STREAM_LIFE_S = 3600.0  # seconds after which a stream ends, so that who listens is asked for anew
+STREAM_WRITE_S = 20.0  # seconds that a listener may leave an event unread
+STREAM_RETRY_MS = 500  # milliseconds that a listener waits before it connects again
+STREAMS_A_HOST_MAX = 8  # streams of one host in a web worker; one more ends the oldest
+STREAMS_MAX = 20_000  # streams in a web worker, some 60 KB each with their TLS

@@ -97,6 +97,18 @@ VM_ROTATIONS = Kind("vm-rotation", domain.VmRotation)  # by rotation
 LOG = Kind("log", domain.LogIdentity)  # one: "identity"
 CHECKPOINTS = Kind("checkpoint", domain.StoredCheckpoint, sealed=False)  # one: "newest"; its note is signed
 
+MIGRATIONS = Kind("migration", domain.Migration)  # by VM: the last one of each
+
+# Continuous trust (kms.trust). Plain: whoever writes the database can deny service by other means too.
+EVENT_HEADS = Kind("event-head", domain.HostEventHead, sealed=False)  # by host
+EVENTS = Kind("event", domain.StoredEvent, sealed=False)  # by host and number, the newest limits.EVENTS_KEPT
+EVENTS_OUT = Kind("event-out", domain.StoredEvent, sealed=False)  # the same, until they are in the fleet's log
+FLEET_HEADS = Kind("fleet-head", domain.FleetHead, sealed=False)  # one: "fleet"
+FLEET_EVENTS = Kind("fleet-event", domain.StoredEvent, sealed=False)  # by number in the fleet's log
+TRUST_CHECKS = Kind("trust-check", domain.TrustCheck, sealed=False)  # by what they look at
+WEBHOOKS = Kind("webhook", domain.WebhookState, sealed=False)  # by the URL's digest
+HELD_PREFIX = b"held/"  # by host and VM: where a host's leases are, a hint
+
 # Background and rotation of the HSM's keys
 JOB_NOTES = Kind("job", domain.JobNote, sealed=False)  # by job; for people to read
 KEYS_IN_USE = Kind("keys-in-use", domain.KeysInUse)  # one, called "hsm"
@@ -114,6 +126,11 @@ def vm_key(vm: str) -> bytes:
 def old_key(vm: str, version: int) -> bytes:
     """The store key of an old version's record; they sort by version."""
     return b"%s%s/%07d" % (OLD_PREFIX, vm.encode(), version)
+
+
+def held_key(host: str, vm: str) -> bytes:
+    """Where it stands that ``host`` may have a lease on ``vm``."""
+    return b"%s%s/%s" % (HELD_PREFIX, host.encode(), vm.encode())
 
 
 class _StoredKey(msgspec.Struct, frozen=True, array_like=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +17,7 @@ from kms import limits
 from kms.errors import BadRequest
 from kms.rates import Rate
 from kms.store.postgres_address import Address, is_postgres, parse
+from kms.webhooks.port import Webhook
 
 FILE = "keypeer.toml"
 SETTINGS_BYTES_MAX = 65_536  # bytes
@@ -106,6 +108,13 @@ class AuditSettings(_Table, frozen=True, kw_only=True):
     witnesses_required: Annotated[int, Meta(ge=0, le=limits.WITNESSES_MAX)] = 0
 
 
+class WebhookSettings(_Table, frozen=True, kw_only=True):
+    """Who is told of the fleet's events (deploy/continuous.md). ``secret`` is a source: ``file:``."""
+
+    url: Annotated[str, Meta(pattern=r"^https?://[^\s]+$")]
+    secret: Annotated[str, Meta(pattern=r"^file:.+$")]
+
+
 class LogSettings(_Table, frozen=True, kw_only=True):
     """``auto``: key = value on a terminal, JSON elsewhere."""
 
@@ -123,6 +132,7 @@ class Settings(_Table, frozen=True, kw_only=True):
     log: LogSettings = LogSettings()
     limits: LimitsSettings = LimitsSettings()
     audit: AuditSettings = AuditSettings()
+    webhook: Annotated[tuple[WebhookSettings, ...], Meta(max_length=limits.WEBHOOKS_MAX)] = ()
 
 
 class Home:
@@ -187,6 +197,23 @@ class Home:
     def processes(self) -> tuple[str, ...]:
         """The names of the service's own processes below its supervisor."""
         return (*(f"web-{index}" for index in range(self.settings.service.workers)), "background")
+
+    def webhooks(self) -> tuple[Webhook, ...]:
+        """Whom to tell of events, each with his secret (Standard Webhooks: base64 behind ``whsec_``)."""
+        return tuple(Webhook(each.url, self._webhook_secret(each.secret)) for each in self.settings.webhook)
+
+    def _webhook_secret(self, source: str) -> bytes:
+        path = self.path(source.removeprefix("file:"))
+        hint = "a line of whsec_ and the base64 of 24 to 64 random bytes"
+        try:
+            secret = base64.b64decode(path.read_text("ascii").strip().removeprefix("whsec_"), validate=True)
+        except OSError as error:
+            raise BadRequest("settings.webhook", f"{path}: {error.strerror}", hint=hint) from None
+        except ValueError:  # its words may quote the secret
+            raise BadRequest("settings.webhook", f"{path} holds no base64", hint=hint) from None
+        if not limits.WEBHOOK_SECRET_BYTES_MIN <= len(secret) <= limits.WEBHOOK_SECRET_BYTES_MAX:
+            raise BadRequest("settings.webhook", f"{path} holds {len(secret)} bytes", hint=hint)
+        return secret
 
     def hsm_sockets(self) -> tuple[Path, ...]:
         """One Unix socket for each HSM worker."""

@@ -266,6 +266,7 @@ def _child(kind: str, home: Home, heartbeats: int) -> tuple[str, ...]:
 async def supervise(home: Home, ready: Callable[[], None]) -> None:
     """The whole service, until SIGTERM or SIGINT; ``ready`` is called when its workers have been started."""
     refuse_second(home.address)
+    home.webhooks()  # a secret that is none is told now, not when the background process reads it
     sockets = listeners(home.address, home.settings.service.workers)
     folder = home.run / "metrics"
     metrics.clear(folder)

@@ -24,7 +24,7 @@ from kms.vm_records import DUE_PREFIX, Due, due_key, indexes, open_vm
 
 BY_PREFIX = b"vm-by/"
 # Vouched for by records that name them, or by nobody.
-PLAIN_PREFIXES = (b"runtime-document/", b"recovery/", b"count/", b"proposal-document/")
+PLAIN_PREFIXES = (b"runtime-document/", b"recovery/", b"count/", b"proposal-document/", b"held/", b"trust-due/")
 _HOST = "store verify"
 
 

@@ -19,9 +19,11 @@ from keypeer.wire.messages import (
     EvidenceView,
     GeoTagView,
     GeoView,
+    HostEvent,
     HostView,
     LeaseView,
     LogPositions,
+    MigrationView,
     OldVersionView,
     PolicyDocument,
     PolicyView,
@@ -46,9 +48,11 @@ from kms.domain import (
     KeyAttributes,
     LaunchPosition,
     Lease,
+    Migration,
     Principal,
     Refusal,
     RuntimeVerdict,
+    StoredEvent,
     StoredGeoTag,
     StoredPolicy,
     Tombstone,
@@ -57,6 +61,7 @@ from kms.domain import (
 )
 from kms.errors import KeypeerError, Reason, Unavailable
 from kms.keys.lifecycle import settled
+from kms.keys.migrations import state_of
 from kms.pki import to_pem
 
 _attributes = msgspec.msgpack.Decoder(KeyAttributes)
@@ -83,6 +88,22 @@ def problem_view(error: KeypeerError) -> Problem:
 def flat_views(reasons: tuple[tuple[str, str, str, str], ...]) -> tuple[ReasonView, ...]:
     """Stored reasons."""
     return tuple(ReasonView(id=i, asked=a, found=f, mend=m) for i, a, f, m in reasons)
+
+
+def event_view(event: StoredEvent, number: int) -> HostEvent:
+    """An event as the ``number``-th of a log."""
+    return HostEvent(
+        id=number,
+        at=event.at,
+        host=event.host,
+        event=event.event,
+        ends=event.ends,
+        vms=event.vms,
+        attest=event.attest,
+        reasons=flat_views(event.reasons),
+        why=event.why,
+        host_id=event.number,
+    )
 
 
 def geo_view(geo: GeoFacts) -> GeoView:
@@ -336,4 +357,27 @@ def principal_view(principal: Principal) -> PrincipalView:
         expires_at=principal.expires_at or None,
         approval_key_sha256=hashlib.sha256(key).hexdigest() if key and principal.role == "officer" else "",
         apart=bool(principal.approval_key),
+    )
+
+
+def migration_view(migration: Migration, now: int, owner: Lease | None = None) -> MigrationView:
+    """As callers see it at ``now``; ``owner``: the VM's lease where it was read and lives."""
+    return MigrationView(
+        id=migration.id,
+        vm=migration.vm,
+        version=migration.version,
+        source=migration.source,
+        destination=migration.destination,
+        generation=migration.generation,
+        state=state_of(migration, now),
+        begun_at=migration.begun_at,
+        begun_by=migration.begun_by,
+        expires_at=migration.expires_at,
+        changed_at=migration.changed_at,
+        why=migration.why,
+        source_until=migration.source_until or None,
+        left_at=migration.left_at or None,
+        now=now,
+        owner=owner.host if owner else None,
+        owner_generation=owner.generation if owner else None,
     )

@@ -20,7 +20,7 @@ def check_baselines(
 ) -> tuple[str, ...]:
     """Names of all baselines that ``pcrs`` (quoted and proven) and ``boot`` (None: no boot log) match. Without any, the
     nearest one's differences are added as ``pcr.<index>`` and ``boot.…``."""
-    usable = [each for each in expectations.baselines if _in_force(each, expectations.bank, now)]
+    usable = [each for each in expectations.baselines if in_force(each, expectations.bank, now)]
     against = {each.name: list(_differences(each, pcrs, boot, findings.host)) for each in usable}
     matching = tuple(sorted(name for name, found in against.items() if not found))
     if matching:
@@ -38,7 +38,8 @@ def check_baselines(
     return ()
 
 
-def _in_force(baseline: Baseline, bank: str, now: int) -> bool:
+def in_force(baseline: Baseline, bank: str, now: int) -> bool:
+    """Whether hosts may be held against it."""
     # A baseline that lists nothing would match every host, so it counts as none.
     lists = bool(baseline.pcrs or baseline.boot)
     expired = 0 < baseline.expires_at <= now

@@ -19,6 +19,8 @@ from kms.domain import (
     KeysInUse,
     OutstandingNonces,
     Refusal,
+    StoredEvent,
+    TrustCheck,
 )
 from kms.errors import KeypeerError, NoVerdict, Reason, Refused
 from kms.evidence.appraise import Appraisal, Proven, Untrusted, appraise
@@ -27,6 +29,7 @@ from kms.evidence.received import received
 from kms.flows.context import Caller, Context, conflict, host_refusal, unknown_host
 from kms.known import KnownHost, read_known
 from kms.records import (
+    EVENT_HEADS,
     EVIDENCE,
     HOSTS,
     LAUNCHES,
@@ -36,9 +39,14 @@ from kms.records import (
     keys_in_use,
 )
 from kms.signing_keys import SigningKey, links
+from kms.trust import Change, check_later, concerns_policies, host_log
 from kms.views import appraisal_view, log_positions
 
 _ACTION = "host.attest"
+# What an honest agent does now and then, and mends at once: it proved the tag before the current one, or left out what
+# it thought was known. Its session ends and nothing is renewed, but its VMs aren't stopped for it.
+_MENDABLE = {"geo.superseded", "binding.missing"}
+_BY_CLOCK = {"geo.expired", "geo.not_yet_valid"}  # the service's own fault, while its clock stands wrong
 _encode = msgspec.msgpack.Encoder().encode
 _session_record = msgspec.msgpack.Decoder(SessionRecord)
 
@@ -150,8 +158,17 @@ async def _refuse(
         records.append(EVIDENCE.put(caller.name, kept))
     puts = await ctx.records.seal(records)
     entry = ctx.entry(caller, _ACTION, "refused", host=caller.name, error=error)
-    deletes = [SESSIONS.key(caller.name)]
-    if await ctx.try_commit(checks=state.checks(), puts=puts, deletes=deletes, entries=[entry]):
+    log = host_log(caller.name, await ctx.records.load(EVENT_HEADS, caller.name))
+    ended = Change()
+    mendable = _MENDABLE | (_BY_CLOCK if abs(ctx.clock_set_by()) > limits.CLOCK_STEP_MAX_S else set())
+    if not {reason.id for reason in reasons} <= mendable:
+        ended = log.end_all("host.refused", ctx.clock(), session=state.session is not None, reasons=reasons)
+    if await ctx.try_commit(
+        checks=[*state.checks(), *ended.checks],
+        puts=[*puts, *ended.puts],
+        deletes=[SESSIONS.key(caller.name), *ended.deletes],
+        entries=[entry],
+    ):
         raise error
 
 
@@ -193,9 +210,17 @@ async def _grant(
             "reset_count": facts.counters.reset_count,
         },
     )
-    deletes = [REFUSALS.key(caller.name)]
-    checks = [*state.checks(), geo.check, fence]
-    if not await ctx.try_commit(checks=checks, puts=puts, deletes=deletes, entries=[entry]):
+    told = await _tell(ctx, state, verdict)
+    look = []
+    # One of whom something is told held nothing until now, or nothing any more.
+    if not told and concerns_policies(state.session.value.appraisal if state.session else None, facts):
+        look.append(check_later(TrustCheck("host", host=caller.name)))
+    if not await ctx.try_commit(
+        checks=[*state.checks(), geo.check, fence, *told.checks],
+        puts=[*puts, *told.puts, *look],
+        deletes=[REFUSALS.key(caller.name), *told.deletes],
+        entries=[entry],
+    ):
         return None
     ca = await ctx.authorities()
     return AttestResult(
@@ -214,6 +239,20 @@ async def _grant(
             ),
         ),
     )
+
+
+async def _tell(ctx: Context, state: KnownHost, verdict: Appraisal) -> Change:
+    """What a good appraisal changes in the host's event log: that it is trusted (again), or that it rebooted, which
+    ended what was granted before."""
+    log = host_log(state.name, await ctx.records.load(EVENT_HEADS, state.name))
+    before = state.session.value.appraisal.counters.reset_count if state.session else None
+    now, count = ctx.clock(), verdict.facts.counters.reset_count
+    if before is not None and before != count:
+        why = f"resetCount went from {before} to {count}"
+        return log.tell([StoredEvent(0, now, state.name, "host.rebooted", ends="all", why=why)], trusted=True)
+    if not log.head.trusted:
+        return log.tell([StoredEvent(0, now, state.name, "host.trusted")], trusted=True)
+    return Change()
 
 
 async def _session(

@@ -19,12 +19,13 @@ from keypeer.wire.messages import (
     PutBaseline,
     RecordBaseline,
 )
-from kms.domain import Baseline, BaselineStatus
+from kms.domain import Baseline, BaselineStatus, TrustCheck
 from kms.errors import BadRequest, NotFound
 from kms.evidence.boot.difference import Difference, differences
 from kms.flows.context import Caller, Context, unknown_host
 from kms.records import BASELINES, EVIDENCE, HOSTS, Loaded
 from kms.store.port import Check
+from kms.trust import check_later
 from kms.views import baseline_boot, baseline_view, evidence_boot
 
 _DIGEST_HEX = {"sha256": 64, "sha384": 96}  # hex digits
@@ -179,9 +180,10 @@ async def _decide(ctx: Context, caller: Caller, name: str, status: BaselineStatu
         known.value, status=status, decided_by=caller.name, decided_at=ctx.now()
     )
     action = "baseline.approve" if status == "approved" else "baseline.retire"
+    look = [check_later(TrustCheck("all"))] if status == "retired" else []
     await ctx.commit(
         checks=[known.check],
-        puts=await ctx.records.seal([BASELINES.put(name, decided)]),
+        puts=[*await ctx.records.seal([BASELINES.put(name, decided)]), *look],
         entries=[ctx.entry(caller, action, "done", facts={"baseline": name})],
     )
     return baseline_view(decided)

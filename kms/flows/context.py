@@ -15,13 +15,15 @@ from kms import limits, pki
 from kms.audit.record import AuditRecord, Outcome, decode_record, encode_record, flat, refused_for
 from kms.authorities import Authorities, authorities
 from kms.custody.port import Custody
-from kms.domain import EnrolledHost, IssuedCertificate, Role, SigningName
+from kms.domain import AttestationSession, EnrolledHost, IssuedCertificate, Role, SigningName
 from kms.errors import KeypeerError, NotFound, Refused, Unavailable
 from kms.evidence.ek import VendorCas
+from kms.listeners import Listeners
 from kms.records import HOSTS, Loaded, Records, RuntimePolicies
 from kms.rollback import RollbackGuard
 from kms.signing_keys import SigningKey, load_signing_key
 from kms.store.port import Check, Commit, Committed, Conflict, Count, Store
+from kms.webhooks.port import NOBODY, Webhook, WebhookClient
 from kms.witness.port import Witness, WitnessClient
 
 
@@ -100,6 +102,9 @@ class Context:
     first_keys: Mapping[str, bytes]  # version 1 of each signing key (kms.signing_keys)
     log: LogProfile
     rollback: RollbackGuard
+    webhooks: tuple[Webhook, ...] = ()
+    webhook_client: WebhookClient = NOBODY
+    listeners: Listeners = field(default_factory=Listeners)
     unproven: UnprovenBudget = field(default_factory=UnprovenBudget)
     rider: Rider | None = None
     accepts_rollback: bool = False  # only what officers do to accept an old store
@@ -282,6 +287,34 @@ def host_refusal(host: EnrolledHost | None, caller: Caller, now: int) -> Keypeer
             "host.not_approved",
             f"host {host.host} waits for an officer",
             hint=f"an officer compares the EK digest and runs: keypeer host approve {host.host}",
+        )
+    return None
+
+
+def session_refusal(
+    host: EnrolledHost | None, session: AttestationSession | None, caller: Caller, wanted: bytes, now: int
+) -> KeypeerError | None:
+    """Why the calling host may not act under the session that it names, or None when it may."""
+    error = host_refusal(host, caller, now)
+    if error is not None:
+        return error
+    if session is None or session.session != wanted:
+        return Refused(
+            "session.unknown",
+            f"host {caller.name} has no such attestation session: it ended, or a newer one replaced it",
+            hint="attest again (keypeer agent attest)",
+        )
+    if session.certificate_sha256 != caller.certificate_sha256:
+        return Refused(
+            "session.certificate",
+            f"the session of host {caller.name} was made over another client certificate",
+            hint="attest with the certificate that you release with",
+        )
+    if session.expires_at <= now:
+        return Refused(
+            "session.expired",
+            f"the session of host {caller.name} ended {now - session.expires_at} s ago",
+            hint="attest again (keypeer agent attest)",
         )
     return None
 

@@ -21,7 +21,7 @@ from kms.errors import KeypeerError, Unavailable
 from kms.flows.context import Context
 from kms.keys.lifecycle import refuse_act, settled
 from kms.quotas import released
-from kms.records import LEASES, OLD_PREFIX, TOMBSTONES, Loaded, old_key, vm_key
+from kms.records import LEASES, MIGRATIONS, OLD_PREFIX, TOMBSTONES, Loaded, held_key, old_key, vm_key
 from kms.store.port import Check, Item
 from kms.vm_records import DUE_PREFIX, Due, StoredVm, amend, due_key, indexes, open_vm, put_changed
 
@@ -89,6 +89,8 @@ async def _erase(ctx: Context, due: Due, stored: StoredVm, now: int) -> None:
             due.key,
             stored.item.key,
             LEASES.key(vm),
+            MIGRATIONS.key(vm),
+            *((held_key(lease.value.host, vm),) if lease is not None else ()),
             *sorted(indexes(vm, stored.attributes) - {due.key}),
             *(key for old in olds for key in _marks(old)),
         ],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from keypeer.wire.canonical import geo_tag_preimage
 from keypeer.wire.geo import GeoTagStatement, encode_statement
-from keypeer.wire.messages import GeoTagPage, GeoTagView, IssueGeoTag
-from kms.domain import StoredGeoTag
+from keypeer.wire.messages import GeoTagPage, GeoTagView, GeoView, IssueGeoTag
+from kms.domain import StoredEvent, StoredGeoTag
 from kms.errors import BadRequest, NotFound
 from kms.flows.context import Caller, Context, unknown_host
-from kms.records import GEO_TAGS, HOSTS, SESSIONS
+from kms.records import EVENT_HEADS, GEO_TAGS, HOSTS, SESSIONS
 from kms.store.port import Check
+from kms.trust import Change, due_key, host_log
 from kms.views import geo_tag_view
 
 TAG_ID_BYTES = 8  # bytes; distinguishes a host's tags, no secret
@@ -53,13 +54,31 @@ async def _store(ctx: Context, caller: Caller, host: str, statement: bytes, host
         "source": view.geo.source,
         "expires_at": view.geo.expires_at,
     }
+    before = geo_tag_view(known.value).geo if known else None
+    told = await _tell(ctx, host, before, view.geo)
     await ctx.commit(
-        checks=[host_check, key.check, known.check if known else Check(GEO_TAGS.key(host), 0)],
-        puts=await ctx.records.seal([GEO_TAGS.put(host, stored)]),
-        deletes=[SESSIONS.key(host)],  # it stands on the tag before
+        checks=[host_check, key.check, known.check if known else Check(GEO_TAGS.key(host), 0), *told.checks],
+        puts=[
+            *await ctx.records.seal([GEO_TAGS.put(host, stored)]),
+            (due_key(view.geo.expires_at, host), b""),
+            *told.puts,
+        ],
+        # The session stands on the tag before.
+        deletes=[SESSIONS.key(host), *told.deletes],
         entries=[ctx.entry(caller, "geo-tag.issue", "done", host=host, facts=facts)],
     )
     return view
+
+
+async def _tell(ctx: Context, host: str, before: GeoView | None, after: GeoView) -> Change:
+    """Another tag is to be proven; a host that stands in another country than it proved holds nothing any more."""
+    session = await ctx.records.load(SESSIONS, host)
+    log, now = host_log(host, await ctx.records.load(EVENT_HEADS, host)), ctx.clock()
+    if before is not None and before.country != after.country:
+        why = f"its tag said {before.country}, and says {after.country} now"
+        if ended := log.end_all("tag.moved", now, session=session is not None, why=why, attest=True):
+            return ended
+    return log.tell([StoredEvent(0, now, host, "tag.issued", attest=True)])
 
 
 async def show(ctx: Context, host: str) -> GeoTagView:

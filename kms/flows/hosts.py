@@ -7,8 +7,20 @@ import msgspec
 from keypeer.wire.messages import ExpectHost, HostPage, HostView, RevokeHost
 from kms.domain import NO_LAUNCHES, EnrolledHost, ExpectedHost, HostStatus, ReservedName
 from kms.flows.context import Caller, Context, unknown_host
-from kms.records import EVIDENCE, EXPECTED, EXPECTED_NAMES, GEO_TAGS, HOSTS, LAUNCHES, REFUSALS, SESSIONS, Loaded
+from kms.records import (
+    EVENT_HEADS,
+    EVIDENCE,
+    EXPECTED,
+    EXPECTED_NAMES,
+    GEO_TAGS,
+    HOSTS,
+    LAUNCHES,
+    REFUSALS,
+    SESSIONS,
+    Loaded,
+)
 from kms.store.port import Check
+from kms.trust import Change, host_log
 from kms.views import evidence_view, host_view
 
 
@@ -35,7 +47,7 @@ async def approve(ctx: Context, caller: Caller, host: str) -> HostView:
 
 
 async def revoke(ctx: Context, caller: Caller, host: str, request: RevokeHost) -> HostView:
-    """Ends a host's session and its right to attest, in one commit."""
+    """Ends a host's session, its leases and its right to attest, and tells it so, in one commit."""
     return await _decide(ctx, caller, host, "revoked", request.why)
 
 
@@ -45,11 +57,18 @@ async def _decide(ctx: Context, caller: Caller, name: str, status: HostStatus, w
         host.value, status=status, decided_by=caller.name, decided_at=ctx.now(), why=why
     )
     action = "host.approve" if status == "approved" else "host.revoke"
+    change = Change()
+    if status == "revoked":
+        session = await ctx.records.load(SESSIONS, name)
+        log = host_log(name, await ctx.records.load(EVENT_HEADS, name))
+        change = log.end_all("host.revoked", ctx.clock(), session=session is not None, why=why)
     await ctx.commit(
-        checks=[host.check],
-        puts=await ctx.records.seal([HOSTS.put(name, decided)]),
+        checks=[host.check, *change.checks],
+        puts=[*await ctx.records.seal([HOSTS.put(name, decided)]), *change.puts],
         # Approving forgets the TPM's last clock too, so that an officer can let a host in whose TPM was cleared.
-        deletes=[SESSIONS.key(name)] if status == "revoked" else [SESSIONS.key(name), EVIDENCE.key(name)],
+        deletes=[SESSIONS.key(name), *change.deletes]
+        if status == "revoked"
+        else [SESSIONS.key(name), EVIDENCE.key(name)],
         entries=[ctx.entry(caller, action, "done", host=name, facts={"why": why} if why else None)],
     )
     return await show(ctx, name)

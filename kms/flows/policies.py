@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from keypeer.wire.messages import Explanation, PolicyDocument, PolicyPage, PolicyView
-from kms.domain import AppraisalFacts, AttestationSession, StoredPolicy
+from kms.domain import AppraisalFacts, AttestationSession, StoredPolicy, TrustCheck
 from kms.errors import NotFound, Reason
 from kms.flows.context import Caller, Context, unknown_host, unknown_vm
 from kms.keys.leases import refuse_lease
@@ -14,19 +14,20 @@ from kms.policy.decide import decide, decide_config
 from kms.policy.model import compile_policy
 from kms.records import HOSTS, LAUNCHES, LEASES, POLICIES, SESSIONS, load_policy, vm_key
 from kms.store.port import Check
+from kms.trust import check_later
 from kms.views import launched_configs, policy_view, reason_view
 from kms.vm_records import open_vm
 
 
 async def put(ctx: Context, caller: Caller, name: str, document: PolicyDocument) -> PolicyView:
-    """Stores a valid policy; it is in force for the next release."""
+    """Stores a valid policy; it is in force for the next release, and leases that it wouldn't grant end soon after."""
     compile_policy(name, document)
     stored = StoredPolicy(name, msgspec.json.encode(document), ctx.now(), caller.name)
     known = await ctx.records.load(POLICIES, name)
     facts: dict[str, str | int | bool | list[str]] = {"policy": name, "document": stored.document.decode()}
     await ctx.commit(
         checks=[known.check if known else Check(POLICIES.key(name), 0)],
-        puts=await ctx.records.seal([POLICIES.put(name, stored)]),
+        puts=[*await ctx.records.seal([POLICIES.put(name, stored)]), check_later(TrustCheck("policy", policy=name))],
         entries=[ctx.entry(caller, "policy.put", "done", facts=facts)],
     )
     return policy_view(stored)

@@ -19,15 +19,16 @@ from keypeer.wire.encoding import b64decode, b64encode
 from keypeer.wire.messages import Release
 from kms import limits
 from kms.custody.port import KeyRecord, OperationError, Released, Rewrap, SessionRecord
-from kms.domain import AttestationSession, EnrolledHost, GeoFacts, Lease
+from kms.domain import AttestationSession, Lease
 from kms.errors import KeypeerError, NotFound, Reason, Refused, Unavailable
-from kms.flows.context import Caller, Context, conflict, host_refusal, unknown_host, unknown_vm
-from kms.keys.leases import grant_lease, refuse_lease
+from kms.flows.context import Caller, Context, conflict, session_refusal, unknown_host, unknown_vm
+from kms.keys.leases import grant_lease, is_held, refuse_lease
 from kms.keys.lifecycle import refuse_old_release, refuse_release
-from kms.policy.decide import decide, decide_config
+from kms.policy.decide import decide, decide_config, lease_end
 from kms.policy.model import Policy
-from kms.records import HOSTS, LAUNCHES, LEASES, SESSIONS, Loaded, load_policy, old_key, vm_key
+from kms.records import EVENT_HEADS, HOSTS, LAUNCHES, LEASES, SESSIONS, Loaded, load_policy, old_key, vm_key
 from kms.store.port import Check, Item
+from kms.trust import held
 from kms.views import launched_configs
 from kms.vm_records import StoredVm, open_vm
 
@@ -48,6 +49,8 @@ class _Plan:
     record: KeyRecord
     policy: Policy
     lease: Lease
+    marks: tuple[tuple[bytes, bytes], ...]
+    stale: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ class _Snapshot:
     olds: dict[str, StoredVm | KeypeerError | None]  # of VMs whose current version isn't meant
     leases: dict[str, Loaded[Lease] | None]
     launched: Mapping[str, bytes]
+    as_of: int  # the last of the host's events; each one that ends leases ends the session too, or changes them
+    ended_all: int  # the last of them that ended all
     checks: tuple[Check, ...]
 
 
@@ -104,14 +109,16 @@ async def _once(
     checks = [*snapshot.checks, *(loaded.check for loaded in policies.values() if loaded is not None)]
     checks += [check for plan in granted for check in plan.checks]
     puts = [(LEASES.key(plan.vm), _encode(plan.lease)) for plan in granted]
-    return outcomes if await ctx.try_commit(checks=checks, puts=puts, entries=entries) else None
+    puts += [mark for plan in granted for mark in plan.marks]
+    deletes = [key for plan in granted for key in plan.stale]
+    return outcomes if await ctx.try_commit(checks=checks, puts=puts, deletes=deletes, entries=entries) else None
 
 
 async def _read(
     ctx: Context, caller: Caller, wanted: bytes, vms: tuple[str, ...], versions: Mapping[str, int]
 ) -> _Snapshot:
     name = caller.name
-    keys = [SESSIONS.key(name), HOSTS.key(name), LAUNCHES.key(name)]
+    keys = [SESSIONS.key(name), HOSTS.key(name), LAUNCHES.key(name), EVENT_HEADS.key(name)]
     keys += [vm_key(vm) for vm in vms]
     keys += [LEASES.key(vm) for vm in vms]
     keys += [old_key(vm, version) for vm, version in versions.items()]
@@ -119,8 +126,9 @@ async def _read(
     (session,) = await ctx.records.open(SESSIONS, items[:1])
     (host,) = await ctx.records.open(HOSTS, items[1:2])
     (launches,) = await ctx.records.open(LAUNCHES, items[2:3])
-    items = items[3:]
-    error = _refuse_caller(caller, host, session, wanted, ctx.now())
+    (head,) = await ctx.records.open(EVENT_HEADS, items[3:4])
+    items = items[4:]
+    error = session_refusal(host.value if host else None, session.value if session else None, caller, wanted, ctx.now())
     if error is not None or session is None or host is None:
         refusal = error or unknown_host(name)
         raise await ctx.refuse(caller, _ACTION, refusal, host=name, vm=vms[0] if len(vms) == 1 else "")
@@ -133,6 +141,8 @@ async def _read(
         olds={vm: old for vm, old in olds.items() if not _is_current(keys_of[vm], versions[vm])},
         leases=dict(zip(vms, leases, strict=True)),
         launched=launched_configs(launches.value if launches else None, session.value),
+        as_of=head.value.last if head else 0,
+        ended_all=head.value.ended_all if head else 0,
         checks=(session.check, host.check),
     )
 
@@ -146,37 +156,6 @@ def _opened(item: Item | None) -> StoredVm | KeypeerError | None:
 
 def _is_current(key: StoredVm | KeypeerError | None, version: int) -> bool:
     return isinstance(key, StoredVm) and key.record.key_version == version
-
-
-def _refuse_caller(
-    caller: Caller,
-    host: Loaded[EnrolledHost] | None,
-    session: Loaded[AttestationSession] | None,
-    wanted: bytes,
-    now: int,
-) -> KeypeerError | None:
-    error = host_refusal(host.value if host else None, caller, now)
-    if error is not None:
-        return error
-    if session is None or session.value.session != wanted:
-        return Refused(
-            "session.unknown",
-            f"host {caller.name} has no such attestation session: it ended, or a newer one replaced it",
-            hint="attest again (keypeer agent attest)",
-        )
-    if session.value.certificate_sha256 != caller.certificate_sha256:
-        return Refused(
-            "session.certificate",
-            f"the session of host {caller.name} was made over another client certificate",
-            hint="attest with the certificate that you release with",
-        )
-    if session.value.expires_at <= now:
-        return Refused(
-            "session.expired",
-            f"the session of host {caller.name} ended {now - session.value.expires_at} s ago",
-            hint="attest again (keypeer agent attest)",
-        )
-    return None
 
 
 async def _policies(ctx: Context, snapshot: _Snapshot) -> dict[str, Loaded[Policy] | None]:
@@ -220,16 +199,19 @@ def _plan(
             hint=reasons[0].mend,
             reasons=reasons,
         )
-    expires_at = _lease_end(policy.value, session.appraisal.geo, now)
+    expires_at = lease_end(policy.value, session.appraisal.geo, now)
     granted = grant_lease(
         lease,
         host=session.host,
         session=session.session,
         version=asked.record.key_version,
         expires_at=min(expires_at, asked.attributes.readable_until or expires_at),
+        grace=policy.value.grace,
+        as_of=snapshot.as_of,
     )
     checks = (key.check, loaded.check if loaded else Check(LEASES.key(vm), 0))
-    return _Plan(vm, checks if asked is key else (*checks, asked.check), asked.record, policy.value, granted)
+    index = held(session.host, vm, lease if is_held(lease, session.host, snapshot.ended_all, now) else None, lease)
+    return _Plan(vm, checks if asked is key else (*checks, asked.check), asked.record, policy.value, granted, *index)
 
 
 def _refuse_state(key: StoredVm, asked: StoredVm, host: str, lease: Lease | None, now: int) -> tuple[Reason, ...]:
@@ -245,14 +227,6 @@ def _unknown_version(vm: str, current: int) -> NotFound:
         f"VM {vm} has no key of that version, or none any more; the current one is {current}",
         hint="keypeer vm show tells its versions",
     )
-
-
-def _lease_end(policy: Policy, geo: GeoFacts | None, now: int) -> int:
-    # A lease never outlives the tag that it was granted on, where the policy asks for a place.
-    expires_at = now + policy.lease
-    if policy.countries is None or geo is None:
-        return expires_at
-    return min(expires_at, geo.expires_at, geo.issued_at + policy.max_tag_age)
 
 
 async def _rewrap(
@@ -289,6 +263,7 @@ def _release(plan: _Plan, released: Released) -> Release:
         grace=plan.policy.grace,
         wrapped_key=b64encode(released.wrapped),
         mac=b64encode(released.mac),
+        as_of=plan.lease.as_of,
     )
 
 

@@ -8,12 +8,13 @@ from http import HTTPStatus
 from keypeer.wire.messages import RuntimePolicyPage, RuntimePolicySummary, RuntimePolicyView
 from keypeer.wire.runtime import RuntimePolicy
 from kms import limits
-from kms.domain import StoredRuntimePolicy
+from kms.domain import StoredRuntimePolicy, TrustCheck
 from kms.errors import BadRequest, NotFound
 from kms.evidence.ima.policy import CompiledRuntime
 from kms.flows.context import Caller, Context
 from kms.records import RUNTIME_POLICIES, Loaded, load_runtime_document, pack_runtime, runtime_document_key
 from kms.store.port import Check
+from kms.trust import check_later
 
 
 async def put(ctx: Context, caller: Caller, name: str, document: RuntimePolicy) -> RuntimePolicySummary:
@@ -43,7 +44,7 @@ async def put(ctx: Context, caller: Caller, name: str, document: RuntimePolicy) 
     await ctx.commit(
         checks=[*(each.check for each in others), known.check if known else Check(RUNTIME_POLICIES.key(name), 0)],
         deletes=_orphaned(known, others, but=stored.sha256),
-        puts=[*puts, (runtime_document_key(stored.sha256), packed)],
+        puts=[*puts, (runtime_document_key(stored.sha256), packed), check_later(TrustCheck("runtime"))],
         entries=[ctx.entry(caller, "runtime.put", "done", facts=facts)],
     )
     return summary
@@ -55,6 +56,7 @@ async def delete(ctx: Context, caller: Caller, name: str) -> None:
     others = await ctx.records.page(RUNTIME_POLICIES, "", limits.RUNTIME_POLICIES_MAX)
     await ctx.commit(
         checks=[each.check for each in others],
+        puts=[check_later(TrustCheck("runtime"))],
         deletes=[known.key, *_orphaned(known, others)],
         entries=[ctx.entry(caller, "runtime.delete", "done", facts={"runtime": name})],
     )

@@ -192,3 +192,12 @@ def _join(names: frozenset[str] | tuple[str, ...]) -> str:
 
 def _listed(digests: frozenset[bytes]) -> str:
     return " or ".join(sorted(digest.hex() for digest in digests))
+
+
+def lease_end(policy: Policy, geo: GeoFacts | None, now: int) -> int:
+    """When a lease that begins ``now`` ends: never later than the tag that it was granted on, where the policy asks for
+    a place."""
+    expires_at = now + policy.lease
+    if policy.countries is None or geo is None:
+        return expires_at
+    return min(expires_at, geo.expires_at, geo.issued_at + policy.max_tag_age)

@@ -47,6 +47,8 @@ def _operation(route: Route, refs: dict[type, dict[str, Any]]) -> dict[str, Any]
     answer: dict[str, Any] = {"description": "as asked"}
     if route.answer is not None:
         answer["content"] = {"application/json": {"schema": refs[route.answer]}}
+    if route.streams:
+        answer["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     if route.raw:
         answer["content"] = {route.raw.partition(";")[0]: {}}
     operation: dict[str, Any] = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -31,6 +31,7 @@ class Call:
     path: Mapping[str, str]
     query: Mapping[str, str]
     body: Any
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def who(self) -> Caller:
@@ -86,12 +87,20 @@ class Raw:
 
 
 @dataclass(frozen=True, slots=True)
+class Stream:
+    """An answer that goes on: server-sent events, as bytes ready to send."""
+
+    frames: AsyncGenerator[bytes, None]
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """``roles`` None: no client certificate needed. ``query`` names the query parameters with a description each.
     ``raw`` is the content type of answers that are Raw; ``rest`` names the path parameter that may hold slashes.
     ``act`` names an officers' act: it needs as many officers as the approval rules say for it (DESIGN §10).
     ``rate`` names the limit that it counts against (kms/web/limiter.py), ``cost`` for how many a body counts.
-    ``while_rolled_back``: it may change a database that was put back (kms.rollback)."""
+    ``streams``: who accepts text/event-stream gets one. ``while_rolled_back``: it may change a database that was put
+    back (kms.rollback)."""
 
     method: str
     path: str
@@ -109,6 +118,7 @@ class Route:
     cost: Callable[[Any], int] | None = None
     raw: str = ""
     rest: str = ""
+    streams: bool = False
 
 
 PAGE_QUERY = {

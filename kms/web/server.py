@@ -25,9 +25,12 @@ from kms.web import (
     audit,
     certificates,
     enrolments,
+    events,
     health,
     hosts,
+    leases,
     log,
+    migrations,
     policies,
     principals,
     proposals,
@@ -42,14 +45,17 @@ from kms.web.limiter import Limiter
 from kms.web.metrics import Metrics
 from kms.web.openapi import document
 from kms.web.problems import CONTENT_TYPE, from_decoding, from_wire
-from kms.web.routing import STAFF, Call, Raw, Route
+from kms.web.routing import STAFF, Call, Raw, Route, Stream
 
 ROUTES: tuple[Route, ...] = (
     *enrolments.ROUTES,
     *attestations.ROUTES,
     *hosts.ROUTES,
+    *events.ROUTES,
+    *leases.ROUTES,
     *policies.ROUTES,
     *vms.ROUTES,
+    *migrations.ROUTES,
     *quotas.ROUTES,
     *rotations.ROUTES,
     *principals.ROUTES,
@@ -75,9 +81,17 @@ def application(ctx: Context, metrics: Metrics, limiter: Limiter) -> web.Applica
     for route in ROUTES:
         path = route.path.replace(f"{{{route.rest}}}", f"{{{route.rest}:.+}}") if route.rest else route.path
         app.router.add_route(route.method, path, _handler(ctx, metrics, limiter, route))
+    app.on_shutdown.append(_end_streams(ctx))
     app.router.add_get("/metrics", _metrics_handler(ctx, metrics))
     app.router.add_get("/openapi.json", _openapi_handler())
     return app
+
+
+def _end_streams(ctx: Context) -> Callable[[web.Application], Awaitable[None]]:
+    async def end(_app: web.Application) -> None:
+        ctx.listeners.close()
+
+    return end
 
 
 def _handler(ctx: Context, metrics: Metrics, limiter: Limiter, route: Route) -> _Handler:
@@ -95,7 +109,7 @@ def _handler(ctx: Context, metrics: Metrics, limiter: Limiter, route: Route) -> 
             if route.cost is not None and (more := route.cost(body) - 1) > 0:
                 await _admit(ctx, limiter, route, request, certificate, more)
             granted = await alone(ctx, caller, route.act) if route.act and caller is not None else ctx
-            answer = await route.call(Call(granted, caller, request.match_info, request.query, body))
+            answer = await route.call(Call(granted, caller, request.match_info, request.query, body, request.headers))
             status = _status(route, answer)
         except KeypeerError as error:
             metrics.refused(route, error, time.perf_counter() - started)
@@ -106,12 +120,36 @@ def _handler(ctx: Context, metrics: Metrics, limiter: Limiter, route: Route) -> 
         metrics.answered(route, status, time.perf_counter() - started)
         if answer is None:
             return web.Response(status=status)
+        if isinstance(answer, Stream):
+            return await _stream(request, answer)
         if isinstance(answer, Raw):
             headers = {"Content-Type": route.raw, "Cache-Control": answer.cache}
             return web.Response(body=answer.body, status=status, headers=headers)
         return web.Response(body=_encode(answer), status=status, content_type="application/json")
 
     return handle
+
+
+async def _stream(request: web.Request, stream: Stream) -> web.StreamResponse:
+    """Sends until the stream ends, the listener goes, or leaves what was sent unread."""
+    headers = {"Content-Type": events.EVENT_STREAM, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    response = web.StreamResponse(headers=headers)
+    try:
+        await response.prepare(request)
+        async for frame in stream.frames:
+            async with asyncio.timeout(limits.STREAM_WRITE_S):
+                await response.write(frame)
+        await response.write_eof()
+    except (ConnectionError, TimeoutError):
+        if request.transport is not None:
+            request.transport.abort()
+    except KeypeerError as error:  # of the store: the listener connects again, and hears why
+        _log.warning("stream ended", path=request.path, code=error.code, detail=error.detail)
+        if request.transport is not None:
+            request.transport.abort()
+    finally:
+        await stream.frames.aclose()
+    return response
 
 
 async def _admit(

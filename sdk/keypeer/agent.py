@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,6 +16,7 @@ import msgspec
 from keypeer import authority, collect, launches, limits
 from keypeer.client import AsyncClient
 from keypeer.errors import AnswerError, KeypeerClientError, ProblemError, StateError, TpmError
+from keypeer.eventstream import listen_on
 from keypeer.identity import signing_request
 from keypeer.session import Session, decoded, uptime
 from keypeer.state import AgentState
@@ -30,8 +31,10 @@ from keypeer.wire.messages import (
     Challenge,
     EnrolResult,
     GeoTagView,
+    HostEvent,
     HostView,
     LogPositions,
+    RenewedLeases,
 )
 from keypeer.wire.profile import PCR_BANK
 
@@ -68,6 +71,7 @@ class HostAgent:
         self._bank: Bank = PCR_BANK  # as the service's challenges say
         self.not_renewed: KeypeerClientError | None = None  # why the certificate couldn't be renewed the last time
         self._generations: dict[str, int] = {}  # of the VM keys that were released to us
+        self._service_ahead: float | None = None  # seconds from uptime() to the service's clock, at most
 
     async def __aenter__(self) -> Self:
         return self
@@ -155,12 +159,60 @@ class HostAgent:
                 raise
         return released
 
+    async def renew_leases(self) -> AsyncGenerator[RenewedLeases, None]:
+        """Renews all leases of this host, a page at a time. Attests first when there is no live session. Raises
+        ProblemError, and whoever is raised at hasn't seen all pages."""
+        after: str | None = None
+        while True:
+            async with self._turn:
+                session = await self._live_session()
+                try:
+                    page = await (await self._connected()).renew_leases(session.name, after)
+                except ProblemError as error:
+                    if error.code not in _SESSION_GONE:
+                        raise
+                    session = await self._fresh_session()
+                    page = await (await self._connected()).renew_leases(session.name, after)
+            yield page
+            after = page.next
+            if after is None:
+                return
+
+    async def under_session(self, ask: Callable[[AsyncClient, Session], Awaitable[_T]]) -> _T:
+        """What ``ask`` gives under a live session; once more under a fresh one where the service knows it no more."""
+        async with self._turn:
+            session = await self._live_session()
+            try:
+                return await ask(await self._connected(), session)
+            except ProblemError as error:
+                if error.code not in _SESSION_GONE:
+                    raise
+            session = await self._fresh_session()
+            return await ask(await self._connected(), session)
+
+    async def calling(self, ask: Callable[[AsyncClient], Awaitable[_T]]) -> _T:
+        """What ``ask`` gives with the host's own client."""
+        async with self._turn:
+            return await ask(await self._connected())
+
+    def listen(
+        self, last: int | None, trouble: Callable[[KeypeerClientError | None], None]
+    ) -> AsyncGenerator[HostEvent, None]:
+        """This host's events without end (AsyncClient.listen), each connection with the certificate of its time."""
+        return listen_on(self._fresh_client, f"/v1/hosts/{self.state.settings.host}/events", last, trouble)
+
     # ── facts ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def session_seconds(self) -> float:
         """How long the session lasts; 0 without one."""
         return max(0.0, self._session.seconds_left) if self._session else 0.0
+
+    @property
+    def service_ahead(self) -> float | None:
+        """Seconds from ``uptime()`` to the service's clock, a little too many rather than too few; None before the
+        first good attestation. The host's wall clock isn't asked."""
+        return self._service_ahead
 
     async def geo_tag(self) -> GeoTagView:
         """The host's current tag as the service has it. Raises ProblemError ``geo.missing``."""
@@ -233,12 +285,15 @@ class HostAgent:
             challenge = msgspec.structs.replace(challenge, logs=LogPositions())
             self._whole_logs = False
         evidence = await self._at_tpm(collect.answer, self.state, challenge, client.certificate, self._known)
+        asked = uptime()
         try:
             result = await client.attest(evidence.request)
         except ProblemError as error:
             if error.code not in _NO_VERDICT and not error.code.startswith("attestation.nonce_"):
                 self._forget()  # the service did too
             raise
+        # The service's clock stood there after we asked, and counts whole seconds: it isn't past this now.
+        self._service_ahead = result.appraisal.appraised_at + 1 - asked
         await self._use(challenge, result)
         self._known = evidence.known
         asked_at = result.appraisal.appraised_at
@@ -292,12 +347,14 @@ class HostAgent:
 
     async def _connected(self) -> AsyncClient:
         if self._client is None:
-            settings, state = self.state.settings, self.state
-            if state.tls_key() is None or not state.certificate.exists():
-                raise StateError("state.missing", f"{state.folder} holds no certificate", "run: keypeer agent enrol")
-            client = AsyncClient(settings.server, ca=state.ca, certificate=state.certificate, key=state.key)
-            self._client = await client.__aenter__()
+            self._client = await self._fresh_client().__aenter__()
         return self._client
+
+    def _fresh_client(self) -> AsyncClient:
+        settings, state = self.state.settings, self.state
+        if state.tls_key() is None or not state.certificate.exists():
+            raise StateError("state.missing", f"{state.folder} holds no certificate", "run: keypeer agent enrol")
+        return AsyncClient(settings.server, ca=state.ca, certificate=state.certificate, key=state.key)
 
     async def _at_tpm(self, visit: Callable[Concatenate[Tpm, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Runs ``visit`` with the open TPM in the TPM's thread. Raises TpmError ``tpm.timeout``."""

@@ -5,10 +5,13 @@ All raise what ``Transport.call`` raises. Pages: pass the last page's ``next`` a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
+from keypeer.errors import KeypeerClientError
+from keypeer.eventstream import listen_on
 from keypeer.transport import Transport
 from keypeer.wire import messages as m
 from keypeer.wire.proposals import Decision
@@ -65,6 +68,33 @@ class AsyncClient(Transport):
         """Up to 10,000 VMs' keys, each decided on its own."""
         body = m.BatchReleaseRequest(session=session, vms=tuple(vms))
         return await self.call("POST", "/v1/releases", m.BatchRelease, body, repeat=True)
+
+    # ── events ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def host_events(self, host: str, after: int = 0, limit: int = PAGE_DEFAULT) -> m.EventPage:
+        """A page of what a host should hear; a host may ask about itself."""
+        query = {"after": after, "limit": limit}
+        return await self.call("GET", f"/v1/hosts/{_name(host)}/events", m.EventPage, query=query, repeat=True)
+
+    async def events(self, after: int = 0, limit: int = PAGE_DEFAULT) -> m.EventPage:
+        """A page of what happened to trust in hosts."""
+        return await self.call("GET", "/v1/events", m.EventPage, query={"after": after, "limit": limit}, repeat=True)
+
+    def listen(
+        self,
+        host: str | None = None,
+        last: int | None = None,
+        trouble: Callable[[KeypeerClientError | None], None] = lambda _: None,
+    ) -> AsyncGenerator[m.HostEvent, None]:
+        """The events of ``host``, or of all, without end; from now on, or after the ``last``-th. Connections that break
+        are made again, and no event is lost (``resync`` says so where one was). ``trouble`` hears why there is none."""
+        path = "/v1/events" if host is None else f"/v1/hosts/{_name(host)}/events"
+        return listen_on(lambda: nullcontext(self), path, last, trouble)
+
+    async def renew_leases(self, session: str, after: str | None = None) -> m.RenewedLeases:
+        """Renews a page of the host's leases; pass its ``next`` as ``after``."""
+        body = m.RenewLeases(session=session, after=after)
+        return await self.call("POST", "/v1/leases/renew", m.RenewedLeases, body, repeat=True)
 
     # ── hosts and geo-tags ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -357,6 +387,41 @@ class AsyncClient(Transport):
         """Cancels a scheduled destruction (officer)."""
         return await self._vm_act(vm, "cancel-destroy", m.VmAct(why=why))
 
+    async def begin_migration(self, vm: str, request: m.BeginMigration) -> m.MigrationView:
+        """Begins a VM's hand-over (its owner, or an operator). The same ``id`` again is the same call."""
+        return await self.call("POST", f"/v1/vms/{_name(vm)}/migrations", m.MigrationView, request, repeat=True)
+
+    async def accept_migration(self, vm: str, migration: str, session: str) -> m.AcceptedMigration:
+        """The destination's key, still wrapped (host)."""
+        body = m.AcceptMigration(session=session)
+        return await self.call("POST", _migration(vm, migration, "accept"), m.AcceptedMigration, body, repeat=True)
+
+    async def switch_over(self, vm: str, migration: str, generation: int) -> m.MigrationView:
+        """Makes the destination the owner (the source)."""
+        body = m.SwitchOver(generation=generation)
+        return await self.call("POST", _migration(vm, migration, "switchover"), m.MigrationView, body, repeat=True)
+
+    async def leave_migration(self, vm: str, migration: str) -> m.MigrationView:
+        """The source's copy of the VM runs no more (the source)."""
+        return await self.call("POST", _migration(vm, migration, "leave"), m.MigrationView, repeat=True)
+
+    async def complete_migration(self, vm: str, migration: str) -> m.MigrationView:
+        """The VM runs at the destination (the destination)."""
+        return await self.call("POST", _migration(vm, migration, "complete"), m.MigrationView, repeat=True)
+
+    async def abort_migration(self, vm: str, migration: str, why: str = "") -> m.MigrationView:
+        """The VM stays with the source: not after the switchover (source, destination, operator)."""
+        body = m.AbortMigration(why=why)
+        return await self.call("POST", _migration(vm, migration, "abort"), m.MigrationView, body, repeat=True)
+
+    async def migration(self, vm: str) -> m.MigrationView:
+        """A VM's last hand-over."""
+        return await self.call("GET", f"/v1/vms/{_name(vm)}/migration", m.MigrationView, repeat=True)
+
+    async def migrations(self, after: str = "", limit: int = PAGE_DEFAULT) -> m.MigrationPage:
+        """A page of the VMs' last hand-overs."""
+        return await self._page("/v1/migrations", m.MigrationPage, after, limit)
+
     async def rotate_vm(self, vm: str, readable: int | None = None, why: str = "") -> m.VmView:
         """Makes a key's next version; the one before stays readable for so many seconds (officer)."""
         return await self._vm_act(vm, "rotate", m.RotateVm(readable=readable, why=why))
@@ -467,6 +532,10 @@ async def every(fetch: Callable[[str, int], Awaitable[Page]], page: int = 1000) 
         for item in answer.items:
             yield item
         after = answer.next
+
+
+def _migration(vm: str, migration: str, act: str) -> str:
+    return f"/v1/vms/{_name(vm)}/migrations/{_name(migration)}/{act}"
 
 
 def _name(name: str) -> str:

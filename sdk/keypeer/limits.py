@@ -12,6 +12,25 @@ ATTEMPTS_MAX = 4  # count, for calls that may be repeated
 RETRY_FIRST_S = 0.2  # seconds before the second attempt; doubles
 RETRY_AFTER_MAX_S = 10.0  # seconds; a longer Retry-After is the caller's to wait for
 
+# ── event streams ──────────────────────────────────────────────────────────────────────────────────────────────
+EVENT_BYTES_MAX = 1024 * 1024  # bytes of one event; 300 VMs' names and 16 reasons have some 30 KB
+STREAM_SILENCE_S = 30.0  # seconds without a byte after which a stream is given up; the service sends one every 10
+STREAM_RETRY_S = 0.5  # seconds before a stream is connected again; doubles to STREAM_RETRY_MAX_S
+STREAM_RETRY_MAX_S = 10.0  # seconds
+
+# ── the daemon ─────────────────────────────────────────────────────────────────────────────────────────────────
+SECRET_ARENA_BYTES = 64 * 1024  # bytes asked of memfd_secret at a time; room for 1,024 keys
+HOOK_MAX_S = 3600.0  # seconds; an evacuation takes minutes
+HOOKS_AT_ONCE = 16  # programs; a host that is revoked may have thousands of VMs
+SERVICE_CLOCK_MOVED_S = 5.0  # seconds by which the service's clock may seem to move between two attestations
+JUDGE_S = 0.5  # seconds between looks at the leases' ends; events are acted on at once
+ATTEST_RETRY_S = 2.0  # seconds after an attestation that reached nobody; doubles to what the service said
+ATTEST_MIN_S = 1.0  # seconds between attestations, whatever asks for them
+LOCAL_REQUEST_BYTES_MAX = 2 * 1024 * 1024  # bytes of a helper's line; a configuration has 1 MiB at most, in base64
+LOCAL_ANSWER_BYTES_MAX = 8 * 1024 * 1024  # bytes of an answer; a status of 10,000 VMs has 2 MB
+LOCAL_CONNECTIONS_MAX = 64  # helpers at a time
+LOCAL_CALL_S = 180.0  # seconds; a launch waits for the TPM, see TPM_CALL_S
+
 # ── TPM ────────────────────────────────────────────────────────────────────────────────────────────────────────
 TPM_CALL_S = 120.0  # seconds for one visit to the TPM; RSA-2048 key generation takes slow chips up to a minute
 TPM_LOCK_S = 60.0  # seconds to wait for another process of this agent to leave the TPM
@@ -61,3 +80,20 @@ XTS_UNIT_BYTES = 1024 * 1024  # bytes; smaller ones are slower, a cipher context
 IMAGE_TOLD_EVERY_S = 10.0  # seconds between two lines about long work, where there is no terminal
 # ── copies of the audit log ────────────────────────────────────────────────────────────────────────────────────
 KEY_FILE_BYTES_MAX = 16 * 1024  # bytes of a copy's pinned keys; each has some 100
+
+# ── hypervisors ────────────────────────────────────────────────────────────────────────────────────────────────
+QMP_CONNECT_S = 20.0  # seconds until QEMU speaks QMP; it sets up a large guest's memory before
+QMP_CALL_S = 60.0  # seconds for one QMP command; stopping a VM waits for its disks
+RUN_STATE_POLL_S = 0.001  # seconds between looks at a VM that QEMU is about to let run; it takes some 10 ms
+VM_STOP_S = 30.0  # seconds for QEMU to end after ``quit``; it flushes its disks
+VTPM_START_S = 10.0  # seconds; starting takes 5 ms, a busy machine longer
+PROGRAM_LOG_BYTES_MAX = 2048  # bytes of a program's last words that go into an error
+DISK_ATTEMPTS_MAX = 8  # count; QEMU 7.2 fails to measure its PBKDF2 about one time in five on coarse clocks
+PSK_BYTES_MIN = 32  # bytes; RFC 9257 §6 asks for 128 bits of entropy and more
+PSK_BYTES_MAX = 64  # bytes; the longest that TLS 1.2 peers must take (RFC 4279 §5.4)
+HOOK_CHECK_S = 60.0  # seconds for the check of an incoming VM; it attests, and slow TPMs take seconds
+VIRSH_S = 30.0  # seconds for one virsh command
+SOCKET_PATH_BYTES_MAX = 107  # bytes; sun_path without its NUL (unix(7))
+
+# ── migration ──────────────────────────────────────────────────────────────────────────────────────────────────
+MIGRATION_POLL_S = 0.02  # seconds between a destination's looks at whether its VM may run; a look takes some 2 ms

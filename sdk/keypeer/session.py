@@ -94,6 +94,7 @@ class Session:
             generation=release.generation,
             lease_expires_at=release.lease_expires_at,
             grace=release.grace,
+            as_of=release.as_of,
         )
 
     def _check_mac(self, release: Release, vm: str, wrapped: bytes) -> None:

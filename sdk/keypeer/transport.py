@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -93,6 +94,25 @@ class Transport:
             _decode(status, kind, data, type(None), 0)
         return data
 
+    async def stream(self, path: str, last: int | None = None) -> AsyncGenerator[bytes, None]:
+        """The bytes of a server-sent event stream as they come, the first of them once it is open. ``last``: the id of
+        the last event that was heard. Raises as ``call`` does; ``service.timeout`` after limits.STREAM_SILENCE_S."""
+        if self._session is None:
+            raise StateError("client.closed", "this client isn't open", "use it inside: async with …")
+        headers = {"Accept": "text/event-stream"} | ({} if last is None else {"Last-Event-ID": str(last)})
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=limits.CONNECT_S, sock_read=limits.STREAM_SILENCE_S, connect=limits.CALL_S
+        )
+        with self._in_words("GET", path):
+            async with self._session.get(
+                self._server + path, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                if response.content_type != "text/event-stream":
+                    _decode(response.status, response.content_type, await _bounded(response), type(None), 0)
+                    raise AnswerError("service.answer", "no event stream", _NOT_KEYPEER)
+                async for part in response.content.iter_any():
+                    yield part
+
     async def _attempts(
         self,
         method: str,
@@ -126,12 +146,18 @@ class Transport:
             raise StateError("client.closed", "this client isn't open", "use it inside: async with …")
         data = None if body is None else _encode(body)
         headers = {"Content-Type": "application/json"} if data is not None else {}
-        try:
+        with self._in_words(method, path):
             async with self._session.request(
                 method, self._server + path, data=data, params=query, headers=headers, allow_redirects=False
             ) as response:
                 retry_after = _seconds(response.headers.get("Retry-After"))
                 return response.status, response.content_type, await _bounded(response), retry_after
+
+    @contextmanager
+    def _in_words(self, method: str, path: str) -> Iterator[None]:
+        """What goes wrong on the way to the service, as errors of this package."""
+        try:
+            yield
         except TimeoutError:
             found = f"{self._server} didn't answer {method} {path} in time"
             raise ServiceUnavailable("service.timeout", found, "is the service overloaded?") from None

@@ -31,10 +31,18 @@ class VmKey:
     There is no way to print, pickle, copy or compare it: compare ``check_value()``.
     """
 
-    __slots__ = ("_secret", "generation", "grace", "lease_expires_at", "version", "vm")
+    __slots__ = ("_secret", "as_of", "generation", "grace", "lease_expires_at", "version", "vm")
 
     def __init__(
-        self, secret: LockedBytes, *, vm: str, version: int, generation: int, lease_expires_at: int, grace: int
+        self,
+        secret: LockedBytes,
+        *,
+        vm: str,
+        version: int,
+        generation: int,
+        lease_expires_at: int,
+        grace: int,
+        as_of: int = 0,
     ) -> None:
         self._secret = secret
         self.vm = vm
@@ -42,6 +50,7 @@ class VmKey:
         self.generation = generation  # the fencing number of the VM's ownership
         self.lease_expires_at = lease_expires_at  # Unix seconds, the service's clock
         self.grace = grace  # seconds that the key may be used on when the service is silent
+        self.as_of = as_of  # the last of the host's events when the key was released
 
     @property
     def size(self) -> int:
@@ -86,6 +95,7 @@ class VmKey:
             generation=self.generation,
             lease_expires_at=self.lease_expires_at,
             grace=self.grace,
+            as_of=self.as_of,
         )
 
     def check_value(self) -> str:

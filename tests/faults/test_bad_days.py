@@ -226,10 +226,9 @@ def test_a_disk_gone_read_only_refuses_says_so_and_mends(tmp_path: Path) -> None
         assert {(reply.status, reply.code) for reply in (host.try_release("web-1") for _ in range(5))} == {
             (503, "store.unavailable")
         }
-        ready = service.caller("anyone").get("/readyz")
-        (failing,) = [check for check in ready.body["checks"] if check["id"] == "store"]
-        assert ready.status == 503
-        assert "Read-only" in failing["found"]
+        wait_until(lambda: service.caller("anyone").get("/readyz").status == 503)
+        found = [each["found"] for each in service.caller("anyone").get("/readyz").body["checks"] if not each["ok"]]
+        assert any("Read-only" in each for each in found)
         control.unlink()
         service.wait_ready()
         assert host.release("web-1") == key

@@ -90,6 +90,8 @@ def test_a_copy_is_brought_up_to_date_and_verified_by_both(service: Service, tmp
     many_entries(service, 100)
     first = answer(service, "export", str(copy))
     many_entries(service, 600)
+    create_vm(service, "between-exports")
+    covered(service)
     told = service.keypeer("audit", "export", str(copy))
     assert "pinned" not in told.stderr
     done = answer(service, "verify", str(copy))

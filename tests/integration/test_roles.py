@@ -29,6 +29,9 @@ GET    /v1/hosts/{host}/geo-tag                         staff host
 GET    /v1/hosts/{host}/appraisal-token                 staff host
 GET    /v1/keys                                         anyone
 GET    /v1/geo-tags                                     staff
+GET    /v1/hosts/{host}/events                          staff host
+GET    /v1/events                                       staff
+POST   /v1/leases/renew                                 host
 PUT    /v1/baselines/{name}                             officer : baseline.put
 POST   /v1/baselines/{name}/record                      officer : baseline.record
 POST   /v1/baselines/{name}/approve                     officer : baseline.approve
@@ -64,6 +67,14 @@ POST   /v1/vm-rotations                                 officer : vm.rotate
 GET    /v1/vm-rotations                                 staff
 GET    /v1/vm-rotations/{name}                          staff
 POST   /v1/vms/{vm}/key/release                         host
+POST   /v1/vms/{vm}/migrations                          host operator
+POST   /v1/vms/{vm}/migrations/{migration}/accept       host
+POST   /v1/vms/{vm}/migrations/{migration}/switchover   host
+POST   /v1/vms/{vm}/migrations/{migration}/leave        host
+POST   /v1/vms/{vm}/migrations/{migration}/complete     host
+POST   /v1/vms/{vm}/migrations/{migration}/abort        host operator
+GET    /v1/vms/{vm}/migration                           staff host
+GET    /v1/migrations                                   staff
 POST   /v1/releases                                     host
 PUT    /v1/quotas/tenant/{name}                         officer : tenant.put
 GET    /v1/quotas/tenant/{name}                         staff

@@ -18,6 +18,7 @@ class Blocker(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Blocker())
 {code}
 """
+HYPERVISOR = ("images", "libvirt", "migrate", "qemu", "tmemk")
 SERVER = {"kms", "hsm_adapter", "pkcs11", "lmdb", "uvloop", "prometheus_client", "asn1crypto", "cffi"}
 MODULES = ("agent", "client", "collect", "host", "session", "state", "tpm", "transport", "vmkey", "wire.messages")
 
@@ -27,7 +28,7 @@ def run(code: str, blocked: set[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [*MODULES, *(f"hypervisor.{name}" for name in HYPERVISOR)])
 def test_every_module_loads_without_the_server_and_the_tss(module: str) -> None:
     done = run(f"import keypeer.{module}", (SERVER - {"cffi"}) | {"tpm2_pytss"})
     assert done.returncode == 0, done.stderr

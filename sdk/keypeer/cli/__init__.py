@@ -31,6 +31,7 @@ _NOUNS = {
     "operator": "keypeer.cli.tenant",
     "kek": "keypeer.cli.kek",
     "keys": "keypeer.cli.keys",
+    "migration": "keypeer.cli.migration",
     "policy": "keypeer.cli.policy",
     "rollback": "keypeer.cli.rollback",
     "runtime": "keypeer.cli.runtime",

@@ -19,6 +19,7 @@ from keypeer.wire.profile import BOOT_PCRS, PCR_BANK
 
 if TYPE_CHECKING:
     from keypeer.agent import HostAgent
+    from keypeer.agentd.local import AgentStatus
     from keypeer.state import AgentState
     from keypeer.vmkey import VmKey
     from keypeer.wire.messages import AttestResult
@@ -168,6 +169,76 @@ def _tell_attested(result: AttestResult, as_json: bool) -> None:
     place = f"{appraisal.geo.country} ({appraisal.geo.place})" if appraisal.geo else "no geo-tag"
     good = f"host {appraisal.host} is good: {', '.join(appraisal.baselines)}; {place}"
     output.done(f"{good}; session ends {output.when(result.session.expires_at)}")
+
+
+@agent.command()
+@_folder_option
+@_host_option
+@home_option
+@json_option
+def run(folder: Path | None, host: str | None, home: Path | None, as_json: bool) -> None:
+    """Keep this host attested and its keys while they are leased, until SIGTERM; helpers ask over a Unix socket."""
+
+    async def work() -> None:
+        from keypeer.agent import HostAgent
+        from keypeer.agentd.daemon import Daemon
+        from keypeer.agentd.ledger import boot_id
+        from keypeer.agentd.process import prepare, until_told
+        from keypeer.agentd.settings import read_settings
+
+        state = state_of(home, folder, host)
+        settings = read_settings(state.folder)
+        prepare()
+        async with HostAgent(state) as opened:
+            await until_told(Daemon(opened, settings, boot_id()).run())
+
+    run_in_words(work, as_json=as_json)
+
+
+@agent.command()
+@_folder_option
+@_host_option
+@home_option
+@json_option
+def status(folder: Path | None, host: str | None, home: Path | None, as_json: bool) -> None:
+    """How the running agent fares: its attestation, its stream, what it holds and what it dropped."""
+
+    async def work() -> None:
+        from keypeer.agentd.local import LocalRequest, ask
+        from keypeer.agentd.settings import read_settings, socket_path
+
+        place = state_of(home, folder, host).folder
+        answer, _ = ask(socket_path(place, read_settings(place)), LocalRequest(op="status"))
+        if answer.status is None:
+            raise StateError(answer.code or "local.answer", answer.detail, answer.hint)
+        output.as_json(answer.status) if as_json else _tell_status(answer.status)
+
+    run_in_words(work, as_json=as_json)
+
+
+def _yes(what: bool) -> str:
+    return "yes" if what else "no"
+
+
+def _tell_status(status: AgentStatus) -> None:
+    ago = "never" if status.attested_ago is None else f"{status.attested_ago:.0f} s ago"
+    output.facts(
+        [
+            ("host", status.host),
+            ("attested", f"{'yes' if status.attested else 'no'}, last {ago}"),
+            ("stream", "open" if status.stream else "closed"),
+            ("memory", status.memory),
+            *((f"trouble: {what}", why) for what, why in status.trouble.items()),
+        ]
+    )
+    columns = ("vm", "version", "generation", "lease", "verdict", "key here")
+    rows = [
+        (each.vm, str(each.version), str(each.generation), f"{each.seconds_left:.0f} s", each.verdict, _yes(each.key))
+        for each in status.held
+    ]
+    output.table("held", columns, rows)
+    if status.dropped:
+        output.table("dropped", ("vm", "why", "reason"), [(each.vm, each.why, each.reason) for each in status.dropped])
 
 
 @agent.command()

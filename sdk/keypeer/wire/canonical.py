@@ -13,6 +13,7 @@ ATTEST_LABEL = b"keypeer/attest/v1"
 RELEASE_LABEL = b"keypeer/release/v1"
 GRANT_LABEL = b"keypeer/grant/v1"
 SESSION_KEY_LABEL = b"keypeer/session-key/v1"
+MIGRATION_PSK_LABEL = b"keypeer/migration-psk/v1"
 GEO_TAG_LABEL = b"keypeer/geo-tag/v1"
 
 
@@ -79,6 +80,22 @@ def release_mac_input(
         + lease_expires.to_bytes(8, "big")
         + grace.to_bytes(4, "big")
         + field(wrapped)
+    )
+
+
+def migration_psk_info(
+    *, vm: str, version: int, generation: int, source: str, destination: str, migration: str
+) -> bytes:
+    """HKDF's info (RFC 5869) for the pre-shared key of one hand-over, derived on both hosts from the VM key: another
+    VM, version, owner, destination or hand-over has another key."""
+    return (
+        MIGRATION_PSK_LABEL
+        + field(vm.encode())
+        + version.to_bytes(4, "big")
+        + generation.to_bytes(8, "big")
+        + field(source.encode())
+        + field(destination.encode())
+        + field(migration.encode())
     )
 
 

@@ -38,6 +38,7 @@ CertificateBytes = Annotated[str, Meta(pattern=_B64, max_length=8192, descriptio
 Pem = Annotated[str, Meta(max_length=16384, description="PEM")]
 CaPem = Annotated[str, Meta(max_length=65_536, description="PEM, one certificate after another")]
 
+MigrationId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$(?!\n)", description="128 random bits in hex")]
 KeySize = Literal[32, 64]  # bytes; AES-256, or AES-256-XTS (two AES-256 keys)
 Role = Literal["host", "officer", "operator", "auditor"]
 

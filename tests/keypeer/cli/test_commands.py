@@ -28,7 +28,7 @@ from keypeer.errors import (
 from keypeer.wire.messages import PolicyDocument, Problem
 
 KEYPEER = Path(sys.executable).with_name("keypeer")
-WITHOUT_JSON = {("serve",), ("completion",)}  # one runs until stopped, one prints a script
+WITHOUT_JSON = {("completion",), ("serve",)}  # one prints a script, one runs until stopped
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -49,8 +49,9 @@ def test_the_nouns_are_all_there() -> None:
     nouns = {path[0] for path in ALL}
     assert nouns == {
         "agent", "approvals", "audit", "auditor", "backup", "baseline", "certificate", "completion", "doctor",
-        "geo-tag", "host", "identity", "image", "init", "kek", "keys", "officer", "operator", "policy", "proposal",
-        "recovery", "restore", "rollback", "runtime", "serve", "signing-key", "store", "tenant", "vm",
+        "geo-tag", "host", "identity", "image", "init", "kek", "keys", "migration", "officer", "operator",
+        "policy", "proposal", "recovery", "restore", "rollback", "runtime", "serve", "signing-key", "store",
+        "tenant", "vm",
     }  # fmt: skip
 
 

@@ -21,6 +21,8 @@ from keypeer.wire.messages.approvals import (
     StaffRole,
 )
 from keypeer.wire.messages.attestation import (
+    ATTEST_IN_S,
+    ATTEST_JITTER_S,
     AppraisalView,
     AttestRequest,
     AttestResult,
@@ -57,6 +59,14 @@ from keypeer.wire.messages.enrolment import (
     EnrolRequest,
     EnrolResult,
     HostStatus,
+)
+from keypeer.wire.messages.events import (
+    EndedLease,
+    EventPage,
+    HostEvent,
+    RenewedLease,
+    RenewedLeases,
+    RenewLeases,
 )
 from keypeer.wire.messages.hosts import (
     AppraisalToken,
@@ -97,6 +107,15 @@ from keypeer.wire.messages.keys import (
     VmState,
     VmView,
 )
+from keypeer.wire.messages.migrations import (
+    AbortMigration,
+    AcceptedMigration,
+    AcceptMigration,
+    BeginMigration,
+    MigrationPage,
+    MigrationView,
+    SwitchOver,
+)
 from keypeer.wire.messages.policies import (
     Explanation,
     FreshRule,
@@ -134,8 +153,13 @@ from keypeer.wire.messages.signing import (
 from keypeer.wire.messages.store import AcceptRollback, LogHeadView, RollbackView
 
 __all__ = [
+    "ATTEST_IN_S",
+    "ATTEST_JITTER_S",
     "BATCH_MAX",
+    "AbortMigration",
+    "AcceptMigration",
     "AcceptRollback",
+    "AcceptedMigration",
     "ActivateRequest",
     "Answer",
     "AppraisalToken",
@@ -150,6 +174,7 @@ __all__ = [
     "BatchItem",
     "BatchRelease",
     "BatchReleaseRequest",
+    "BeginMigration",
     "BindingEvidence",
     "BootLog",
     "BootView",
@@ -167,10 +192,12 @@ __all__ = [
     "DestroyedVersion",
     "DifferenceView",
     "Differences",
+    "EndedLease",
     "EnrolChallenge",
     "EnrolRequest",
     "EnrolResult",
     "EnrolmentToken",
+    "EventPage",
     "EvidenceView",
     "ExpectHost",
     "Explanation",
@@ -181,6 +208,7 @@ __all__ = [
     "GeoTagView",
     "GeoView",
     "HealthCheck",
+    "HostEvent",
     "HostPage",
     "HostStatus",
     "HostView",
@@ -198,6 +226,8 @@ __all__ = [
     "LogHeadView",
     "LogKeys",
     "LogPositions",
+    "MigrationPage",
+    "MigrationView",
     "OldVersionView",
     "OwnCertificate",
     "OwnerKind",
@@ -221,7 +251,10 @@ __all__ = [
     "RecordBaseline",
     "Release",
     "ReleaseRequest",
+    "RenewLeases",
     "RenewPrincipal",
+    "RenewedLease",
+    "RenewedLeases",
     "Request",
     "RetireVersion",
     "RevokeHost",
@@ -246,6 +279,7 @@ __all__ = [
     "SigningKeyView",
     "SigningVersionView",
     "StaffRole",
+    "SwitchOver",
     "TpmRule",
     "VmAct",
     "VmPage",

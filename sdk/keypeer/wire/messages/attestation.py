@@ -16,6 +16,7 @@ from keypeer.wire.types import (
     HostId,
     ImaBytes,
     Name,
+    Seconds,
     Sha256Hex,
     SmallBytes,
     TpmBytes,
@@ -191,12 +192,18 @@ class SessionGrant(Answer, frozen=True, kw_only=True):
     key_links: Annotated[tuple[SessionKeyLink, ...], Meta(max_length=SESSION_KEY_LINKS_MAX)] = ()
 
 
+ATTEST_IN_S, ATTEST_JITTER_S = 30, 5  # seconds; half of what policies ask for of fresh evidence, unless they say more
+
+
 class AttestResult(Answer, frozen=True, kw_only=True):
     """A good appraisal, its session, and the next challenge: steady state is one round trip. ``ca_bundle``: the SHA-256
-    of what GET /v1/ca-bundle answers. ``renew``: time to ask for a newer certificate (POST /v1/certificate)."""
+    of what GET /v1/ca-bundle answers. ``renew``: time to ask for a newer certificate (POST /v1/certificate). A daemon
+    attests again in ``attest_in`` seconds, less up to ``attest_jitter`` of them at random."""
 
     appraisal: AppraisalView
     session: SessionGrant
     next_challenge: Challenge
     ca_bundle: Sha256Hex | None = None
     renew: bool = False
+    attest_in: Seconds = ATTEST_IN_S
+    attest_jitter: Seconds = ATTEST_JITTER_S

@@ -22,7 +22,7 @@ class ExpectHost(Request, frozen=True, kw_only=True):
 
 
 class RevokeHost(Request, frozen=True, kw_only=True):
-    """Ends a host's session at once: it gets no key any more. Leases that it holds run out."""
+    """Ends a host's session and leases at once: it gets no key any more, and its agent drops those that it has."""
 
     why: Annotated[str, Meta(min_length=1, max_length=400)]
 

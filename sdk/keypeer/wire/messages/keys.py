@@ -208,7 +208,8 @@ class BatchReleaseRequest(Request, frozen=True, kw_only=True):
 
 
 class Release(Answer, frozen=True, kw_only=True):
-    """A VM key wrapped to a session (RFC 5649) and the HSM's MAC over what it is (canonical.release_mac_input)."""
+    """A VM key wrapped to a session (RFC 5649) and the HSM's MAC over what it is (canonical.release_mac_input).
+    ``as_of``: the host's last event when it was granted; later ones may end its lease."""
 
     vm: VmId
     version: int
@@ -218,6 +219,7 @@ class Release(Answer, frozen=True, kw_only=True):
     grace: Seconds
     wrapped_key: SmallBytes
     mac: SmallBytes
+    as_of: int = 0
 
 
 class BatchItem(Answer, frozen=True, kw_only=True):

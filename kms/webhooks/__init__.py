@@ -1,0 +1,1 @@
+"""Fleet events for orchestrators that would rather be called."""
