@@ -6,8 +6,8 @@ VENV=$KEYPEER_ROOT/.venv
 
 # The service (SoftHSM, its Python), its hosts' TPMs (swtpm, the TSS), and what the documented flow without SDK uses.
 PACKAGES=(
-    ca-certificates curl gcc jq libc6-dev libtss2-dev openssl pkg-config procps python3 python3-dev python3-venv
-    softhsm2 swtpm swtpm-tools tpm2-tools xxd
+    ca-certificates curl gcc jq libc6-dev libtss2-dev openssl pkg-config postgresql procps python3 python3-dev
+    python3-venv softhsm2 swtpm swtpm-tools tpm2-tools xxd
 )
 
 say() { printf '\033[1m==\033[0m %s\n' "$*" >&2; }

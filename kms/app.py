@@ -40,10 +40,18 @@ _log = structlog.get_logger("keypeer.app")
 
 
 @asynccontextmanager
-async def open_store(home: Home) -> AsyncIterator[Store]:
-    """The store that the settings name, closed at the end."""
-    home.store.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store = LmdbStore.open(home.store, map_size=home.settings.store.map_size_mib * 2**20)
+async def open_store(home: Home, url: str = "") -> AsyncIterator[Store]:
+    """The store that ``url``, or else the settings, name, closed at the end."""
+    named = home.settings.store
+    store: Store
+    if (address := home.postgres(url)) is not None:
+        from kms.store.postgres import PostgresStore
+
+        store = await PostgresStore.open(address, single=named.single)
+    else:
+        folder = home.path((url or named.url).removeprefix("lmdb:"))
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        store = LmdbStore.open(folder, map_size=named.map_size_mib * 2**20)
     try:
         yield store
     finally:

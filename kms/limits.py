@@ -165,6 +165,18 @@ STORE_STALL_S = 10.0  # seconds that a transaction may wait for lock and disk be
 STORE_PROBE_BYTES = 64 * 1024  # bytes of pages that a health check asks for when room was short; a commit takes 10–20
 STORE_PROBE_S = 5.0  # seconds that a health check waits for the commit that tells whether there is room again
 STORE_PROBE_EVERY_S = 1.0  # seconds without a commit after which health tries one: only that tells that a disk writes
+POSTGRES_CONNECTIONS = 6  # a process, to read
+POSTGRES_WRITERS = 2  # connections a process for commits, that no read may use; a node of three processes takes 27
+POSTGRES_CONNECT_S = 2.0  # seconds to reach one server, check it and see one commit reach its standbys
+POSTGRES_READ_S = 2.0  # seconds for a read with its barrier, and for a connection to get free
+POSTGRES_COMMIT_S = 5.0  # seconds for one statement of a commit; after COMMIT was sent, the outcome is unknown
+POSTGRES_LOCK_S = 4.0  # seconds that a commit waits for other nodes' before nothing is applied; < POSTGRES_COMMIT_S
+POSTGRES_IDLE_S = 5.0  # seconds that a node may hold the lock without a word (it is frozen, or cut off)
+POSTGRES_PROBE_S = 1.5  # seconds that a health check waits for its commit; the whole check answers in 2
+POSTGRES_READS_TOGETHER = 4  # batches of reads under way, each with one barrier
+POSTGRES_COPY_MIN = 500  # new records a transaction from which COPY is quicker than INSERT
+POSTGRES_LOOK_S = 1.0  # seconds between looks for changes when no notification came: one may be lost with its node
+POSTGRES_DEAF_S = 10.0  # seconds without a look after which watchers hear that changes may be missed
 
 # ── migration ──────────────────────────────────────────────────────────────────────────────────────────────────
 MIGRATION_LIFE_S = 3600  # seconds from begin to switchover unless told; 1 TB of guest memory at 10 Gbit/s takes 900

@@ -16,6 +16,7 @@ from keypeer.wire.tlog.note import COSIGNATURE, VerifierKey
 from kms import limits
 from kms.errors import BadRequest
 from kms.rates import Rate
+from kms.store.postgres_address import Address, is_postgres, parse
 from kms.webhooks.port import Webhook
 
 FILE = "keypeer.toml"
@@ -52,9 +53,11 @@ class HsmSettings(_Table, frozen=True, kw_only=True):
 
 
 class StoreSettings(_Table, frozen=True, kw_only=True):
-    """``map_size_mib`` is the LMDB file's fixed, sparse size: address space, not disk."""
+    """``url`` is ``lmdb:FOLDER`` or ``postgresql://…`` (kms/store/postgres_address.py). ``map_size_mib`` is the LMDB
+    file's fixed, sparse size: address space, not disk. ``single``: PostgreSQL without standbys is what is wanted."""
 
     url: str = "lmdb:store"
+    single: bool = False
     map_size_mib: Annotated[int, Meta(ge=1, le=16 * 1024 * 1024)] = 65_536
 
 
@@ -155,8 +158,13 @@ class Home:
 
     @property
     def store(self) -> Path:
-        """The LMDB folder."""
+        """The LMDB folder, where the store is one."""
         return self.path(self.settings.store.url.removeprefix("lmdb:"))
+
+    def postgres(self, url: str = "") -> Address | None:
+        """Where the PostgreSQL store is, when ``url``, or else the settings, name one."""
+        named = url or self.settings.store.url
+        return parse(named, self.folder) if is_postgres(named) else None
 
     @property
     def vendor_cas(self) -> Path:
@@ -282,8 +290,17 @@ def _check(file: Path, settings: Settings) -> None:
             f"{file}: attestation.binding_pcrs must be some of attestation.quote_pcrs",
             hint="quote what you bind to",
         )
-    if not settings.store.url.startswith("lmdb:"):
-        raise BadRequest("settings.invalid", f"{file}: store.url is {settings.store.url!r}", hint="lmdb:FOLDER")
+    check_store(file, settings.store.url)
+
+
+def check_store(file: Path, url: str) -> None:
+    """Raises BadRequest ``settings.invalid`` unless ``url`` may be ``store.url`` in ``file``."""
+    if is_postgres(url):
+        parse(url, file.parent)
+    elif not url.startswith("lmdb:"):
+        raise BadRequest(
+            "settings.invalid", f"{file}: store.url is {url!r}", hint="lmdb:FOLDER, or postgresql://USER@HOST/DATABASE"
+        )
 
 
 def _check_witnesses(file: Path, audit: AuditSettings) -> None:

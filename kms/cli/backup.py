@@ -85,6 +85,12 @@ def backup(target: Path, home: Path | None, as_json: bool) -> None:
 
 
 def _check_room(home: Home, target: Path) -> None:
+    if home.postgres() is not None:
+        raise BadRequest(
+            "backup.postgres",
+            "the store is on PostgreSQL, which makes its own backups",
+            hint="pg_basebackup; or keypeer store copy STORE.URL lmdb:FOLDER, and a backup of a home with that store",
+        )
     data = home.store / "data.mdb"
     if not data.exists():
         raise BadRequest("backup.nothing", f"{home.store} holds no store", hint="keypeer init makes a service")

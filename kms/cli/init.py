@@ -19,7 +19,7 @@ from kms.cli.files import write_new
 from kms.cli.steps import Done
 from kms.cli.worker import hsm_worker
 from kms.errors import BadRequest
-from kms.settings import FILE, Home, read_home
+from kms.settings import FILE, Home, check_store, read_home
 
 _TEMPLATE = """\
 # keypeer's settings. Relative paths start at this file's folder; {{home}} stands for it in hsm.environment.
@@ -38,7 +38,7 @@ workers = 2
 environment = {environment}
 
 [store]
-url = "lmdb:store"
+url = {store}              # lmdb:FOLDER, or postgresql://USER@HOST,HOST/DATABASE?sslrootcert=…
 map_size_mib = 65536       # address space, not disk: the file grows as it fills
 
 [attestation]
@@ -56,6 +56,9 @@ vendor_cas = "vendor-cas"  # certificates of the EK issuers that you trust
 @click.option("--so-pin", default=None, help="The SO PIN's source; a blank token is initialised with it.")
 @click.option("--env", "environment", multiple=True, help="NAME=VALUE for the module, such as SOFTHSM2_CONF.")
 @click.option("--listen", default="127.0.0.1:8443", show_default=True, help="Address and port.")
+@click.option(
+    "--store", "store_url", default="lmdb:store", show_default=True, help="lmdb:FOLDER or postgresql://…: store.url."
+)
 @click.option("--name", "names", multiple=True, help="A DNS name or address for the server certificate.")
 @click.option(
     "--reissue", default=None, metavar="ROLE[/NAME]", help="Issue a new certificate and key where they were lost."
@@ -77,6 +80,7 @@ def init(
     so_pin: str | None,
     environment: tuple[str, ...],
     listen: str,
+    store_url: str,
     names: tuple[str, ...],
     reissue: str | None,
     server_ca: str,
@@ -88,7 +92,9 @@ def init(
     if not (place / FILE).exists():
         if module is None:
             raise BadRequest("settings.missing", f"{place / FILE} doesn't exist", hint="name the --module to make one")
-        _write_settings(place / FILE, module, token, pin, environment, listen, names or ("localhost", "127.0.0.1"))
+        check_store(place / FILE, store_url)
+        named = names or ("localhost", "127.0.0.1")
+        _write_settings(place / FILE, module, token, pin, environment, listen, store_url, named)
         done.add(f"wrote {place / FILE}")
     settled = read_home(place)
     for path in (settled.vendor_cas, settled.tls, settled.identities):
@@ -109,12 +115,14 @@ def _write_settings(
     pin: str,
     environment: tuple[str, ...],
     listen: str,
+    store_url: str,
     names: tuple[str, ...],
 ) -> None:
     pairs = dict(pair.partition("=")[::2] for pair in environment)
     inline = "{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in pairs.items()) + " }"
     text = _TEMPLATE.format(
         listen=json.dumps(listen),
+        store=json.dumps(store_url),
         names=json.dumps(list(names)),
         module=json.dumps(module),
         token=json.dumps(token),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from kms import limits
@@ -40,3 +40,22 @@ def check_sizes(change: Commit) -> Size:
 def _bound(what: str, found: Sequence[bytes], most: int, *, least: int = 0) -> None:
     if any(not least <= len(data) <= most for data in found):
         raise BadRequest("store.too_large", f"{what} has {least} to {most} bytes")
+
+
+def page(limit: int) -> int:
+    """How many a page of ``limit`` holds."""
+    return max(0, min(limit, limits.SCAN_MAX))
+
+
+def pages(items: Iterable[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
+    """Commits' worth of records, bounded in count and bytes."""
+    puts: list[tuple[bytes, bytes]] = []
+    size = 0
+    for key, value in items:
+        puts.append((key, value))
+        size += len(key) + len(value)
+        if len(puts) == limits.BULK_COMMIT_MAX or size >= limits.GROUP_BYTES_MAX:
+            yield puts
+            puts, size = [], 0
+    if puts:
+        yield puts

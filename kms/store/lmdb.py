@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
 import lmdb
@@ -17,7 +17,7 @@ import lmdb
 from keypeer.wire.tlog.merkle import Frontier
 from kms import limits
 from kms.errors import KeypeerError, Unavailable
-from kms.store.bounds import check_sizes
+from kms.store.bounds import check_sizes, page, pages
 from kms.store.group import GroupWriter
 from kms.store.lmdb_environment import LmdbEnvironment
 from kms.store.lmdb_tables import LEVEL_MAX, SCHEMA, VERSION_MAX, item, u64
@@ -64,15 +64,15 @@ class LmdbStore:
             if not cursor.set_range(max(prefix, after)):
                 return []
             under = itertools.takewhile(lambda row: row[0].startswith(prefix), cursor.iternext())
-            rows = itertools.islice((row for row in under if row[0] > after), _page(limit))
+            rows = itertools.islice((row for row in under if row[0] > after), page(limit))
             return [found for key, row in rows if (found := item(key, row)) is not None]
 
     async def export(self, prefix: bytes) -> AsyncIterator[Item]:
         after = b""
-        while page := await self.scan(prefix, after, limits.SCAN_MAX):
-            for found in page:
+        while items := await self.scan(prefix, after, limits.SCAN_MAX):
+            for found in items:
                 yield found
-            after = page[-1].key
+            after = items[-1].key
 
     async def log_head(self) -> LogHead:
         with self._place.snapshot() as (txn, tables):
@@ -83,14 +83,14 @@ class LmdbStore:
         with self._place.snapshot() as (txn, tables), txn.cursor(db=tables.log) as cursor:
             if after > VERSION_MAX or not cursor.set_range(u64(max(after, 0))):
                 return []
-            return [tables.log_entry(key, row) for key, row in itertools.islice(cursor.iternext(), _page(limit))]
+            return [tables.log_entry(key, row) for key, row in itertools.islice(cursor.iternext(), page(limit))]
 
     async def log_hashes(self, level: int, start: int, count: int) -> list[bytes]:
         start = max(start, 0)
         if start > VERSION_MAX or not 0 <= level <= LEVEL_MAX:
             return []
         with self._place.snapshot() as (txn, tables):
-            return tables.log_hashes(txn, level, start, _page(count))
+            return tables.log_hashes(txn, level, start, page(count))
 
     async def resolve(self, op_id: bytes) -> Committed | None:
         if self._writer.in_doubt:  # what a read finds now may not be what a crash leaves
@@ -102,7 +102,7 @@ class LmdbStore:
         with self._place.snapshot() as (txn, tables):
             return self._watchers.add(prefix, tables.state(txn).version)
 
-    def _changes_since(self, seen: int) -> tuple[list[Change], int]:
+    async def _changes_since(self, seen: int) -> tuple[list[Change], int]:
         with self._place.snapshot() as (txn, tables):
             return tables.changes_since(txn, seen)
 
@@ -113,10 +113,10 @@ class LmdbStore:
 
     async def bulk_load(self, items: Iterable[tuple[bytes, bytes]]) -> int:
         count = 0
-        for page in _pages(items):
-            if isinstance(await self.commit(Commit(puts=page)), Unknown):
+        for puts in pages(items):
+            if isinstance(await self.commit(Commit(puts=puts)), Unknown):
                 raise Unavailable("store.unknown", f"{count} records are loaded, the rest perhaps", hint="load again")
-            count += len(page)
+            count += len(puts)
         return count
 
     # ── health ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -163,21 +163,3 @@ class LmdbStore:
         self._watchers.close()
         await self._groups.close()
         self._place.close()
-
-
-def _page(limit: int) -> int:
-    return max(0, min(limit, limits.SCAN_MAX))
-
-
-def _pages(items: Iterable[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
-    """Commits' worth of records, bounded in count and bytes."""
-    page: list[tuple[bytes, bytes]] = []
-    size = 0
-    for key, value in items:
-        page.append((key, value))
-        size += len(key) + len(value)
-        if len(page) == limits.BULK_COMMIT_MAX or size >= limits.GROUP_BYTES_MAX:
-            yield page
-            page, size = [], 0
-    if page:
-        yield page

@@ -19,9 +19,10 @@
 - **Cancelling** an awaited commit doesn't recall it: it may still happen; ``resolve(op_id)`` tells.
 - **Closing** waits for the commits under way; watches end, and later commits raise ``store.unavailable``.
 - **Errors**: Unavailable ``store.full`` (507) when disk or map is full, ``store.unavailable`` otherwise; nothing was
-  applied. A full store still takes small deletions with their entries, and for a while commits of one small entry and
-  nothing else, so that a refusal can be logged. BadRequest ``store.too_large`` for what is over the bounds. An
-  outcome that can't be known is ``Unknown``, never an exception.
+  applied. A full LMDB still takes small deletions with their entries, and for a while commits of one small entry and
+  nothing else, so that a refusal can be logged; PostgreSQL's disk is its server's, where nothing is kept in reserve.
+  BadRequest ``store.too_large`` for what is over the bounds. An outcome that can't be known is ``Unknown``, never an
+  exception.
 """
 
 from __future__ import annotations

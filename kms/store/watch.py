@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from kms import limits
 from kms.errors import KeypeerError, Unavailable
 from kms.store.port import Change
 
 # Changes after a version, and the version they reach to. Raises KeypeerError.
-Since = Callable[[int], tuple[list[Change], int]]
+Since = Callable[[int], Awaitable[tuple[list[Change], int]]]
+
+BEHIND = "store.watch_behind"
 
 
 def behind() -> Unavailable:
     """A watcher was slower than the changes."""
-    return Unavailable("store.watch_behind", "changes were missed", hint="read the state, then watch again")
+    return Unavailable(BEHIND, "changes were missed", hint="read the state, then watch again")
 
 
 class Watcher(AsyncIterator[Change]):
@@ -59,11 +61,18 @@ class Watcher(AsyncIterator[Change]):
         return self._pending.pop(next(iter(self._pending)))
 
 
-class Watchers:
-    """Made inside a running event loop. Watchers that nobody holds any more are forgotten."""
+async def interval() -> None:
+    """The pause between looks at a store that tells nobody when it changes."""
+    await asyncio.sleep(limits.WATCH_INTERVAL_S)
 
-    def __init__(self, since: Since) -> None:
+
+class Watchers:
+    """``since`` is asked after each ``pause``. Made inside a running event loop. Watchers that nobody holds any more
+    are forgotten."""
+
+    def __init__(self, since: Since, pause: Callable[[], Awaitable[None]] = interval) -> None:
         self._since = since
+        self._pause = pause
         self._by_prefix: dict[bytes, weakref.WeakSet[Watcher]] = {}
         self._seen = 0
         self._poller: asyncio.Task[None] | None = None
@@ -85,9 +94,9 @@ class Watchers:
 
     async def _poll(self) -> None:
         while self._by_prefix:
-            await asyncio.sleep(limits.WATCH_INTERVAL_S)
+            await self._pause()
             try:
-                changes, self._seen = self._since(self._seen)
+                changes, self._seen = await self._since(self._seen)
             except KeypeerError as error:
                 self._end(error)
                 return

@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 NAMES = (
-    "rewrap", "evidence", "boot_log", "ima", "store_load", "releases", "vms_million", "vm_lists", "kek_rotation",
-    "image", "trust",
+    "rewrap", "evidence", "boot_log", "ima", "store_load", "postgres", "releases", "vms_million", "vm_lists",
+    "kek_rotation", "image", "trust",
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """VM key releases over mTLS keep-alive, each durable in store and audit log before its answer; limits beside them.
 
-    python -m tests.benchmarks.releases [--rounds 3] [--seconds 3] [--hosts 16] [--batch 5000]
+    python -m tests.benchmarks.releases [--rounds 3] [--seconds 3] [--hosts 16] [--batch 5000] [--postgres]
 
 The service runs as `keypeer init` makes it (SoftHSM, LMDB, two web and two HSM workers), with the load generator beside
 it on the same cores. Single releases: one VM a request, from 1, 32 and 256 connections of ``--hosts`` hosts, each with
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -32,6 +32,7 @@ from kms.records import SESSIONS, Records, decode_vm, vm_key
 from kms.settings import read_home
 from kms.supervisor import listeners
 from tests.benchmarks.load import Figures, Target, load, request
+from tests.support.postgres import cluster
 from tests.support.service import Host, Service, good_host, put_demo_policy, running_service
 
 SINGLE_MARK, BATCH_MARK = 2_500, 5_000  # keys a second, on two cores
@@ -143,8 +144,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--hosts", type=int, default=16)
     parser.add_argument("--batch", type=int, default=5_000)
+    parser.add_argument("--postgres", action="store_true", help="on a primary and two synchronous standbys, here")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, running_service(Path(folder) / "service") as service:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        store = stack.enter_context(cluster("releases")).url() if options.postgres else ""
+        service = stack.enter_context(running_service(Path(folder) / "service", store=store))
         put_demo_policy(service)
         hosts = [attested(service, f"host-{number}") for number in range(options.hosts)]
         places = [(hosts[number % len(hosts)], f"caller-{number}") for number in range(max(CALLERS))]

@@ -228,12 +228,13 @@ def running_service(folder: Path, environment: Mapping[str, str] | None = None, 
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def initialised_service(folder: Path, **options: str) -> Service:
+def initialised_service(folder: Path, store: str = "", **options: str) -> Service:
     """A service made by `keypeer init` on a blank SoftHSM token. Options replace lines of the settings file."""
     blank_token(folder / "token")
     service = Service(folder, free_port())
     arguments = ["init", "--module", MODULE, "--pin", "file:token/pin", "--so-pin", "file:token/so-pin"]
     arguments += ["--env", "SOFTHSM2_CONF={home}/token/softhsm2.conf", "--listen", f"127.0.0.1:{service.port}"]
+    arguments += ["--store", store] if store else []
     service.keypeer(*arguments)
     (folder / "vendor-cas" / "test-vendor.pem").write_bytes(vendor_ca().public_bytes(Encoding.PEM))
     settings = folder / "keypeer.toml"

@@ -12,6 +12,9 @@ from kms.errors import KeypeerError
 from kms.store.lmdb import LmdbStore
 from kms.store.memory import MemoryStore
 from kms.store.port import Commit, Committed, LogEntry, Outcome, Store
+from kms.store.postgres import PostgresStore
+from kms.store.postgres_address import parse
+from tests.support.postgres import shared_cluster
 
 MAP_BYTES = 64 * 2**20  # sparse; ample for every test that isn't about a full one
 
@@ -30,9 +33,21 @@ async def lmdb_store(folder: Path, *, map_size: int = MAP_BYTES) -> AsyncIterato
     await store.close()
 
 
+@asynccontextmanager
+async def postgres_store(_folder: Path, url: str = "", *, single: bool = False) -> AsyncIterator[Store]:
+    """On three servers, empty ones unless ``url`` names others."""
+    if not url:
+        shared_cluster().primary.fresh()
+        url = shared_cluster().url()
+    store = await PostgresStore.open(parse(url, Path()), single=single)
+    yield store
+    await store.close()
+
+
 BACKENDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Store]]] = {
     "memory": memory_store,
     "lmdb": lmdb_store,
+    "postgres": postgres_store,
 }
 
 

@@ -1,0 +1,198 @@
+"""The store on PostgreSQL: several nodes, synchronous standbys, fail-over.
+
+Every read has a barrier (postgres_schema.barrier), so that the port's word holds whatever became of the server: an old
+primary that is cut off, or came back, answers nothing. Reads whose records a commit then checks could do without, as
+the commit itself needs the standbys and would conflict; but not every record that a decision rests on is checked (an
+approved host, a policy), reads and commit may meet different servers, and some answers commit nothing. With ``single``
+there are no standbys to be elsewhere, and no barrier.
+
+What LMDB keeps in reserve for a full disk can't be kept here: the disk is the server's, and to be watched there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+from kms import limits
+from kms.errors import KeypeerError, Unavailable
+from kms.store import postgres_schema as sql
+from kms.store.bounds import check_sizes, page, pages
+from kms.store.port import (
+    Change,
+    Commit,
+    Committed,
+    Finding,
+    Health,
+    Item,
+    LogEntry,
+    LogHead,
+    Outcome,
+    Unknown,
+)
+from kms.store.postgres_address import Address
+from kms.store.postgres_changes import Changes
+from kms.store.postgres_plan import State
+from kms.store.postgres_reads import Reader
+from kms.store.postgres_server import FAILURES, Server
+from kms.store.postgres_upgrade import schema, upgrade
+from kms.store.postgres_writer import PostgresWriter
+
+NUMBER_MAX = 2**63 - 1  # bigint
+LEVEL_MAX = 7  # of tiles; 256^8 entries are more than there are numbers for
+PROBE = Commit()  # what health commits: it changes nothing but the version
+
+
+class PostgresStore:
+    """kms.store.port.Store on PostgreSQL. Made by ``open``."""
+
+    def __init__(self, server: Server, newest: int) -> None:
+        self._server = server
+        self._changes = Changes(server, newest)
+        self._writer = PostgresWriter(server, self._changes.changed)
+        self._reader = Reader(server)
+        self._used = (0.0, 0)  # CLOCK_MONOTONIC, and bytes then
+        self._closed = False
+
+    @classmethod
+    async def open(cls, address: Address, *, single: bool = False) -> PostgresStore:
+        """Connects, examines the server, and makes or upgrades the tables. Raises Unavailable that says what isn't as
+        it must be: ``store.unavailable``, ``store.schema``, or the id of what ``preflight`` would find wrong."""
+        server = Server(address, single=single)
+        connection = await server.connect()
+        try:
+            await upgrade(connection)
+            newest = (await connection.fetch(sql.NEWEST))[0][0]
+        except FAILURES as error:
+            raise server.unavailable(error) from None
+        finally:
+            connection.terminate()
+        await server.open()
+        return cls(server, newest)
+
+    # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def get(self, key: bytes) -> Item | None:
+        return (await self._reader.get_many((key,)))[0]
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[Item | None]:
+        return await self._reader.get_many(keys)
+
+    async def scan(self, prefix: bytes, after: bytes = b"", limit: int = limits.PAGE_DEFAULT) -> list[Item]:
+        if not page(limit):
+            return []
+        end = _end(prefix)
+        statement, ends = (sql.SCAN, ()) if end is None else (sql.SCAN_BELOW, (end,))
+        rows = await self._server.fresh(sql.ITEM, statement, prefix, after, page(limit), *ends)
+        return [Item(key, value, version) for version, key, value in rows]
+
+    async def export(self, prefix: bytes) -> AsyncIterator[Item]:
+        after = b""
+        while items := await self.scan(prefix, after, limits.SCAN_MAX):
+            for item in items:
+                yield item
+            after = items[-1].key
+
+    async def log_head(self) -> LogHead:
+        ((size, peaks),) = await self._server.fresh(sql.HASH, sql.HEAD)
+        return LogHead(size, State(log_size=size, peaks=peaks).tree().root())
+
+    async def log_read(self, after: int, limit: int) -> list[LogEntry]:
+        if not page(limit) or after > NUMBER_MAX:
+            return []
+        rows = await self._server.fresh(sql.ITEM, sql.LOG, max(after, 0), page(limit))
+        return [LogEntry(sequence, entry, leaf) for sequence, leaf, entry in rows]
+
+    async def log_hashes(self, level: int, start: int, count: int) -> list[bytes]:
+        start = max(start, 0)
+        if not page(count) or start > NUMBER_MAX or not 0 <= level <= LEVEL_MAX:
+            return []
+        levels = (level,) if level else ()
+        statement = sql.NODES if level else sql.LEAVES
+        rows = await self._server.fresh(sql.HASH, statement, start, page(count), *levels)
+        return [found for _, found in rows]
+
+    async def resolve(self, op_id: bytes) -> Committed | None:
+        """Under the lock that commits take, so that one whose outcome wasn't told is over, and won't happen later."""
+        return await asyncio.shield(asyncio.ensure_future(self._resolve(op_id)))
+
+    async def _resolve(self, op_id: bytes) -> Committed | None:
+        try:
+            async with self._server.session(writes=True) as session:
+                await session.execute(sql.LOCK, limits.POSTGRES_COMMIT_S)
+                rows = await session.fetch(sql.RESOLVE, op_id, within=limits.POSTGRES_READ_S)
+                await session.execute("COMMIT", limits.POSTGRES_COMMIT_S)
+        except FAILURES as error:
+            raise self._server.unavailable(error) from None
+        if session.doubt:
+            raise Unavailable("store.unavailable", f"{self._server.address}: {session.doubt}", hint="ask again")
+        return Committed(*rows[0]) if rows else None
+
+    def watch(self, prefix: bytes) -> AsyncIterator[Change]:
+        return self._changes.add(prefix)
+
+    # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def commit(self, change: Commit) -> Outcome:
+        return await self._writer.submit(change, check_sizes(change))
+
+    async def bulk_load(self, items: Iterable[tuple[bytes, bytes]]) -> int:
+        count = 0
+        for puts in pages(items):
+            if isinstance(await self.commit(Commit(puts=puts)), Unknown):
+                raise Unavailable("store.unknown", f"{count} records are loaded, the rest perhaps", hint="load again")
+            count += len(puts)
+        return count
+
+    # ── health ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def preflight(self) -> list[Finding]:
+        try:
+            async with asyncio.timeout(limits.POSTGRES_CONNECT_S * 2):
+                connection = await self._server.connect()
+                try:
+                    return [*await self._server.examine(connection), await schema(connection)]
+                finally:
+                    connection.terminate()
+        except FAILURES as error:
+            wrong: KeypeerError = self._server.unavailable(error)
+        except KeypeerError as error:
+            wrong = error
+        return [Finding(wrong.code, ok=False, found=wrong.detail, mend=wrong.hint)]
+
+    async def health(self) -> Health:
+        reason = ""
+        if (busy := self._writer.busy_s()) > limits.POSTGRES_PROBE_S:
+            reason = f"a commit to {self._server.address} has been under way for {busy:.0f} s"
+        elif self._writer.trouble or time.monotonic() - self._writer.wrote_at > limits.STORE_PROBE_EVERY_S:
+            reason = await self._probe()
+        return Health(not reason, reason, self._used[1], 0)
+
+    async def _probe(self) -> str:
+        """Why a commit fails now; empty when one succeeds."""
+        try:
+            async with asyncio.timeout(limits.POSTGRES_PROBE_S):
+                outcome = await self._writer.submit(PROBE, check_sizes(PROBE))
+                if not self._writer.trouble and time.monotonic() - self._used[0] > limits.STORE_STALL_S:
+                    ((size,),) = await self._server.read(sql.SIZE)
+                    self._used = time.monotonic(), size
+        except KeypeerError as error:
+            return error.detail
+        except TimeoutError:
+            return f"a commit to {self._server.address} took more than {limits.POSTGRES_PROBE_S} s"
+        return self._writer.trouble if isinstance(outcome, Unknown) else ""
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await self._writer.close()
+        await self._changes.close()
+        await self._server.close()
+
+
+def _end(prefix: bytes) -> bytes | None:
+    """The first key behind all that begin with ``prefix``; None when there is none."""
+    head = prefix.rstrip(b"\xff")
+    return head[:-1] + bytes([head[-1] + 1]) if head else None

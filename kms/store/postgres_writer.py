@@ -1,0 +1,208 @@
+"""Commits to PostgreSQL: those of many callers gathered into groups, each group one durable transaction.
+
+The transaction takes the lock on ``state``, and with it all that waits by then; reads what the commits ask about,
+writes once, and commits, which takes as long as the standbys' disks do. Any number of nodes take turns on that lock,
+so that versions and log entries are dense and in order across them.
+
+Until COMMIT is sent nothing is applied, whatever goes wrong. After that the outcome is unknown unless the server says
+COMMIT and nothing beside it: a cancelled wait for the standbys comes as a mere warning (postgres_server.WARNING).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import asyncpg
+import structlog
+
+from kms import limits
+from kms.errors import KeypeerError, Unavailable
+from kms.store import postgres_schema as sql
+from kms.store.bounds import Size
+from kms.store.group import Result
+from kms.store.port import Commit, Committed, Outcome, Unknown
+from kms.store.postgres_plan import Found, Row, State, Writes, apply, asked
+from kms.store.postgres_server import FAILURES, GONE, NO_ROOM, Server, Session
+
+_log = structlog.get_logger("keypeer.store")
+
+
+class _Pending(NamedTuple):
+    change: Commit
+    size: Size
+    future: asyncio.Future[Outcome]
+
+
+class _NotSent(Exception):
+    """The connection was dead before anything was taken up."""
+
+
+class PostgresWriter:
+    """Made inside a running event loop, whose callers it serves. ``changed`` is called after each durable group."""
+
+    def __init__(self, server: Server, changed: Callable[[int], None]) -> None:
+        self._server = server
+        self._changed = changed
+        self._waiting: deque[_Pending] = deque()
+        self._wake = asyncio.Event()
+        self._closed = False
+        self._busy_since: float | None = None
+        self.trouble = ""  # why the last group failed; empty once one succeeded
+        self.wrote_at = 0.0  # CLOCK_MONOTONIC, seconds: when the last one did
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="store-writer")
+
+    async def submit(self, change: Commit, size: Size) -> Outcome:
+        """The outcome, once it is durable."""
+        if self._closed:
+            raise Unavailable("store.unavailable", "the store is closed", hint="the service is stopping")
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Pending(change, size, future))
+        self._wake.set()
+        return await future
+
+    def busy_s(self) -> float:
+        """Seconds for which the present group has been under way; 0 when there is none."""
+        return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
+
+    async def close(self) -> None:
+        """Writes what waits, then ends."""
+        self._closed = True
+        self._wake.set()
+        await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        while True:
+            if not self._waiting:
+                if self._closed:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            self._busy_since = time.monotonic()
+            group: list[_Pending] = []
+            try:
+                results = await self._write(partial(self._take, group))
+            except Exception:  # nobody foresaw it: the group's callers hear that nobody knows, and others are served
+                _log.exception("store writer")
+                results = [Unknown(change.op_id) for change in self._take(group)]
+            self._busy_since = None
+            _deliver(group, results)
+
+    def _take(self, group: list[_Pending]) -> list[Commit]:
+        """All that waits now and fits; the same again once it is taken."""
+        writes = size = 0
+        waiting = () if group else self._waiting
+        while waiting and writes < limits.GROUP_WRITES_MAX and size < limits.GROUP_BYTES_MAX:
+            pending = self._waiting.popleft()
+            group.append(pending)
+            writes, size = writes + pending.size.writes, size + pending.size.bytes
+        return [pending.change for pending in group]
+
+    async def _write(self, take: Callable[[], list[Commit]]) -> list[Result]:
+        """One transaction for all that waits once the lock is ours; in halves when the server refuses them together."""
+        try:
+            return await self._transaction(take)
+        except _NotSent:  # an idle connection that died with its server: another one may do
+            try:
+                return await self._transaction(take)
+            except _NotSent as error:
+                return self._refused(take(), self._server.unavailable(error.__cause__ or error))
+
+    async def _transaction(self, take: Callable[[], list[Commit]]) -> list[Result]:
+        group: list[Commit] = []
+        sent = False
+        try:
+            async with self._server.session(writes=True) as session:
+                try:
+                    await session.execute(sql.LOCK, limits.POSTGRES_COMMIT_S)
+                except TimeoutError:
+                    raise
+                except GONE as error:
+                    raise _NotSent from error
+                group = take()
+                outcomes, version = await self._apply(session, group)
+                sent = True
+                tag = await session.execute("COMMIT", limits.POSTGRES_COMMIT_S)
+                if tag != "COMMIT":  # nobody knows why, but it was rolled back
+                    sent = False
+                    raise asyncpg.InterfaceError(f"COMMIT was answered by {tag}")
+        except FAILURES as error:
+            if sent:
+                return self._unknown(group, str(error) or type(error).__name__)
+            full = getattr(error, "sqlstate", None) == NO_ROOM
+            if full and len(group) > 1:  # none of them was applied; what doesn't fit must not stop the others
+                half = len(group) // 2
+                return await self._write(lambda: group[:half]) + await self._write(lambda: group[half:])
+            return self._refused(take(), self._server.unavailable(error))
+        except KeypeerError as error:
+            return self._refused(take(), error)
+        if session.doubt:
+            return self._unknown(group, session.doubt)
+        self.trouble, self.wrote_at = "", time.monotonic()
+        self._changed(version)
+        return list(outcomes)
+
+    async def _apply(self, session: Session, group: Sequence[Commit]) -> tuple[list[Outcome], int]:
+        """The outcomes if COMMIT succeeds, and the version after them."""
+        found = await self._look(session, group)
+        before = found.state
+        outcomes, writes = apply(group, found)
+        if found.state == before:
+            return outcomes, before.version
+        if len(writes.puts) >= limits.POSTGRES_COPY_MIN:
+            await self._copy(session, writes)
+        statement, arguments = sql.write(found.state, writes, operations_kept=limits.OPERATIONS_KEPT)
+        await session.fetch(statement, *arguments, within=limits.POSTGRES_COMMIT_S)
+        excess = found.state.changed_keys - limits.CHANGELOG_KEYS_MAX
+        if excess > limits.CHANGELOG_KEYS_MAX // 8:  # not a little at a time
+            await session.fetch(sql.TRIM, excess, within=limits.POSTGRES_COMMIT_S)
+        return outcomes, found.state.version
+
+    async def _look(self, session: Session, group: Sequence[Commit]) -> Found:
+        wanted = asked(group)
+        arguments = (wanted.operations, wanted.checked, wanted.counted)
+        rows = await session.fetch(sql.LOOK, *arguments, within=limits.POSTGRES_COMMIT_S)
+        found = Found(State())
+        for kind, name, numbers, value in rows:
+            if kind == 0:
+                quorum = self._server.quorum(value.decode())  # it may have been emptied since we connected
+                if not quorum.ok:
+                    raise Unavailable(quorum.id, quorum.found, hint=quorum.mend)
+                version, log_size, changed_keys, operations = numbers
+                found.state = State(version, log_size, name, changed_keys, operations)
+            elif kind == 1:
+                found.operations[name] = Committed(*numbers)
+            else:
+                found.rows[name] = Row(numbers[0], value)
+        return found
+
+    async def _copy(self, session: Session, writes: Writes) -> None:
+        """Puts by COPY where all are new, which is twice as quick."""
+        (row,) = await session.fetch(sql.ANY_OF, list(writes.puts), within=limits.POSTGRES_COMMIT_S)
+        if not row[0]:
+            rows = [(key, version, value) for key, (version, value) in writes.puts.items()]
+            await session.copy("records", ["key", "version", "value"], rows, limits.POSTGRES_COMMIT_S)
+            writes.puts = {}
+
+    def _refused(self, group: Sequence[Commit], error: KeypeerError) -> list[Result]:
+        self.trouble = error.detail
+        return [type(error)(error.code, error.detail, hint=error.hint, status=error.status) for _ in group]
+
+    def _unknown(self, group: Sequence[Commit], why: str) -> list[Result]:
+        self.trouble = f"{self._server.address}: a commit's outcome is unknown: {why}"
+        return [Unknown(change.op_id) for change in group]
+
+
+def _deliver(group: Sequence[_Pending], results: Sequence[Result]) -> None:
+    for pending, result in zip(group, results, strict=True):
+        if pending.future.done():
+            continue  # its caller was cancelled; the commit stands
+        if isinstance(result, KeypeerError):
+            pending.future.set_exception(result)
+        else:
+            pending.future.set_result(result)

@@ -1,0 +1,514 @@
+"""PostgreSQL's bad days: unsafe servers are refused in words; what was acknowledged survives whatever happens to the
+primary; what isn't known is called so, and resolved."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kms import limits
+from kms.errors import BadRequest, KeypeerError, Unavailable
+from kms.store import postgres_schema, postgres_server
+from kms.store.port import Check, Commit, Committed, Outcome, Store, Unknown
+from kms.store.postgres import PostgresStore
+from kms.store.postgres_address import parse
+from tests.support.postgres import Cluster, PostgresServer, cluster, place, server, shared_cluster
+from tests.support.stores import assert_log_holds, code_of, committed, postgres_store, put
+
+HEALTH_S = 2.0  # what /readyz promises
+
+
+@pytest.fixture
+def three() -> Iterator[Cluster]:
+    with cluster("three") as made:
+        yield made
+
+
+async def refusal(url: str, *, single: bool = False) -> Unavailable:
+    """Why the store doesn't open; within the bounds of connecting."""
+    async with asyncio.timeout(3 * limits.POSTGRES_CONNECT_S):
+        with pytest.raises(Unavailable) as caught:
+            await PostgresStore.open(parse(url, Path()), single=single)
+    return caught.value
+
+
+# ── unsafe or wrong servers ────────────────────────────────────────────────────────────────────────────────────
+
+UNSAFE = {
+    "no TLS": ({"ssl": "off"}, "store.tls", "has no TLS"),
+    "fsync off": ({"fsync": "off"}, "store.fsync", "fsync is off"),
+    "torn pages": ({"full_page_writes": "off"}, "store.full_page_writes", "full_page_writes is off"),
+    "asynchronous": ({"synchronous_commit": "off"}, "store.synchronous_commit", "synchronous_commit is off"),
+    "only local": ({"synchronous_commit": "local"}, "store.synchronous_commit", "synchronous_commit is local"),
+    "not on disk": ({"synchronous_commit": "remote_write"}, "store.synchronous_commit", "remote_write"),
+    "read-only": ({"default_transaction_read_only": "on"}, "store.primary", "read-only"),
+}
+
+
+@pytest.mark.parametrize("case", UNSAFE)
+async def test_an_unsafe_server_is_refused_in_words(case: str) -> None:
+    settings, code, words = UNSAFE[case]
+    with server("unsafe", **settings) as unsafe:
+        refused = await refusal(unsafe.url(), single=True)
+    assert refused.code == code
+    assert words in refused.detail
+    assert refused.hint
+
+
+async def test_a_server_without_standbys_needs_the_word_single() -> None:
+    with server("alone") as alone:
+        assert (await refusal(alone.url())).code == "store.standbys"
+        async with postgres_store(Path(), alone.url(), single=True) as store:
+            await put(store, (b"a", b"1"))
+            assert (await store.get(b"a")) is not None
+            assert (await store.health()).ok
+
+
+async def test_a_standby_is_refused() -> None:
+    refused = await refusal(shared_cluster().servers[1].url())
+    assert (refused.code, "standby" in refused.detail) == ("store.primary", True)
+
+
+async def test_an_old_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_server, "OLDEST", 990_000)
+    refused = await refusal(shared_cluster().url())
+    assert (refused.code, refused.hint.split(";")[0]) == ("store.version", "upgrade to 99")
+
+
+WRONG = {
+    "no certificate": (r"&sslcert=.*", "", "certificate"),
+    "another's certificate": (r"keypeer\.(crt|key)", r"plain.\1", "certificate authentication failed"),
+    "no such user": (r"keypeer@", "nobody@", "pg_hba.conf"),
+    "no such database": (r"/keypeer\?", "/nothing?", "nothing"),
+    "no password": (r"//keypeer@", "//locked@", "password"),
+    "server's name": (r"localhost:", "127.0.0.2:", "127.0.0.2"),
+    "nobody there": (r":\d+/", ":1/", "refused|Connect call failed"),
+    "unknown CA": (r"sslrootcert=[^&]*", "sslrootcert=/etc/ssl/certs/ca-certificates.crt", "CERTIFICATE_VERIFY_FAILED"),
+    "no such file": (r"sslcert=[^&]*", "sslcert=/nowhere.crt", "can't be read"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+async def test_wrong_addresses_and_credentials_are_told(case: str) -> None:
+    pattern, replacement, words = WRONG[case]
+    refused = await refusal(re.sub(pattern, replacement, shared_cluster().primary.url()))
+    assert refused.code == "store.unavailable"
+    assert re.search(words, refused.detail)
+    assert "right" not in refused.detail
+
+
+@pytest.mark.parametrize(("password", "words"), [("right", "permission denied"), ("wrong", "password auth")])
+async def test_a_password_comes_from_a_file(tmp_path: Path, password: str, words: str) -> None:
+    """The right one lets the role in, which then may make no tables here."""
+    primary = shared_cluster().primary
+    primary.fresh()
+    (tmp_path / "passwords").write_text(f"localhost:{primary.port}:keypeer:locked:{password}\n")
+    (tmp_path / "passwords").chmod(0o600)
+    url = f"{primary.url().replace('//keypeer@', '//locked@')}&passfile={tmp_path}/passwords"
+    refused = await refusal(url)
+    assert words in refused.detail
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:secret@localhost/db",
+        "postgresql://localhost/db",
+        "postgresql://u@localhost",
+        "postgresql://u@localhost:0/db",
+        "postgresql://u@localhost:http/db",
+        "postgresql://u@localhost,/db",
+        "postgresql://u@localhost/db?sslmode=require",
+        "postgresql://u@localhost/db?sslmode=disable",
+        "postgresql://u@localhost/db?target_session_attrs=any",
+        "postgresql://u@localhost/db?options=-c%20fsync=off",
+    ],
+)
+def test_urls_that_ask_for_less_are_refused(url: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse(url, Path())
+    assert caught.value.code == "settings.invalid"
+    assert "secret" not in str(caught.value)
+
+
+def test_urls_name_many_hosts_and_files_of_the_home(tmp_path: Path) -> None:
+    found = parse("postgresql://u%40x@a,b:5433,[::1]:5434/db?sslrootcert=tls/pg.pem&sslmode=verify-full", tmp_path)
+    assert found.hosts == (("a", 5432), ("b", 5433), ("::1", 5434))
+    assert (found.user, found.files) == ("u@x", {"sslrootcert": tmp_path / "tls/pg.pem"})
+    assert parse("postgresql://u@/db?host=/run/postgresql", tmp_path).hosts == (("/run/postgresql", 5432),)
+
+
+async def test_schemas_that_are_not_ours_or_newer_are_refused_and_left_alone() -> None:
+    primary = shared_cluster().primary
+    primary.fresh()
+    primary.sql("CREATE SCHEMA keypeer; CREATE TABLE keypeer.records (precious int)", "keypeer")
+    assert (await refusal(primary.url())).code == "store.schema"
+    assert primary.sql("SELECT count(*) FROM keypeer.records", "keypeer") == "0"
+    primary.fresh()
+    async with postgres_store(Path(), primary.url()) as store:
+        await put(store, (b"a", b"1"))
+        newer = postgres_schema.SCHEMA + 1
+        primary.sql("UPDATE keypeer.meta SET schema = schema + 1", "keypeer")
+        # A newer schema that this version may still use: nodes are upgraded one after the other.
+        async with postgres_store(Path(), primary.url()) as other:
+            assert await other.get(b"a") is not None
+        primary.sql("UPDATE keypeer.meta SET least = schema", "keypeer")
+        refused = await refusal(primary.url())
+        assert (refused.code, f"schema {newer}" in refused.detail) == ("store.schema", True)
+        assert not all(finding.ok for finding in await store.preflight())
+
+
+async def test_an_older_schema_is_upgraded_once_by_nodes_that_start_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    primary = shared_cluster().primary
+    primary.fresh()
+    async with postgres_store(Path(), primary.url()) as store:
+        await put(store, (b"a", b"1"))
+    step = "CREATE TABLE keypeer.once (x int); UPDATE keypeer.meta SET schema = 2"
+    monkeypatch.setattr(postgres_schema, "UPGRADES", {**postgres_schema.UPGRADES, 1: step})
+    monkeypatch.setattr(postgres_schema, "SCHEMA", 2)
+    opened = await asyncio.gather(*(PostgresStore.open(parse(primary.url(), Path())) for _ in range(4)))
+    for each in opened:
+        assert await each.get(b"a") is not None
+        await each.close()
+    assert primary.sql("SELECT schema FROM keypeer.meta", "keypeer") == "2"
+
+
+async def test_a_role_that_may_not_make_tables_is_told_so() -> None:
+    primary = shared_cluster().primary
+    primary.fresh()
+    primary.sql("ALTER DATABASE keypeer OWNER TO postgres")
+    try:
+        refused = await refusal(primary.url())
+        assert "permission denied" in refused.detail
+        assert "GRANT CREATE" in refused.hint
+    finally:
+        primary.sql("ALTER DATABASE keypeer OWNER TO keypeer")
+
+
+async def test_a_quorum_that_is_given_up_while_we_work_stops_commits() -> None:
+    primary = shared_cluster().primary
+    with server("given-up", synchronous_standby_names="") as other:
+        other.sql("SELECT 1")
+        async with postgres_store(Path(), other.url(), single=True) as store:
+            store._server.single = False  # type: ignore[attr-defined]  # as if the standbys had been taken off since
+            assert await code_of(store, Commit(puts=[(b"a", b"1")])) == "store.standbys"
+            assert "synchronous_standby_names" in (await store.health()).reason
+    assert primary.process is not None
+
+
+# ── connections ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_more_readers_than_connections_wait_and_a_server_that_has_none_left_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    primary = shared_cluster().primary
+    monkeypatch.setattr(limits, "POSTGRES_CONNECTIONS", 2)
+    async with postgres_store(Path()) as store:
+        await put(store, *((b"k%d" % number, b"v") for number in range(50)))
+        pages = await asyncio.gather(*(store.scan(b"k", limit=50) for _ in range(40)))
+        assert {len(page) for page in pages} == {50}
+        primary.sql("ALTER ROLE keypeer CONNECTION LIMIT 1")
+        try:
+            refused = await refusal(primary.url())
+            assert "too many connections" in refused.detail
+            assert "max_connections" in refused.hint
+        finally:
+            primary.sql("ALTER ROLE keypeer CONNECTION LIMIT -1")
+
+
+async def test_a_cancelled_read_costs_nobody_else_anything() -> None:
+    async with postgres_store(Path()) as store:
+        await put(store, (b"a", b"1"))
+        for _ in range(50):
+            task = asyncio.ensure_future(store.scan(b""))
+            await asyncio.sleep(0)
+            task.cancel()
+        assert len(await store.scan(b"")) == 1
+
+
+async def test_connections_that_died_while_idle_are_replaced_before_anybody_notices() -> None:
+    primary = shared_cluster().primary
+    async with postgres_store(Path()) as store:
+        await put(store, (b"a", b"1"))
+        primary.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'keypeer'")
+        await put(store, (b"b", b"2"))
+        assert len(await store.get_many([b"a", b"b"])) == 2
+
+
+# ── standbys ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def stop_standbys(three: Cluster) -> None:
+    for standby in three.servers[1:]:
+        standby.signal(signal.SIGSTOP)
+
+
+def go_on(three: Cluster) -> None:
+    for standby in three.servers[1:]:
+        standby.signal(signal.SIGCONT)
+
+
+CANCEL = """SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"""
+
+
+async def cancel_waits(primary: PostgresServer) -> None:
+    while await asyncio.to_thread(primary.sql, CANCEL) == "0":  # noqa: ASYNC110 - another process'
+        await asyncio.sleep(0.01)
+
+
+async def test_a_cancelled_wait_for_the_standbys_is_unknown_and_resolved(three: Cluster) -> None:
+    async with postgres_store(Path(), three.url()) as store:
+        await put(store, (b"a", b"1"))
+        stop_standbys(three)
+        doubtful = asyncio.ensure_future(store.commit(Commit(puts=[(b"a", b"2")], entries=[b"e"], op_id=b"op")))
+        await cancel_waits(three.primary)
+        assert await doubtful == Unknown(b"op")
+        # It is on the primary, and nowhere else: no read may tell of it.
+        reading = asyncio.ensure_future(store.get(b"a"))
+        await cancel_waits(three.primary)
+        with pytest.raises(Unavailable):
+            await reading
+        go_on(three)
+        outcome = await store.resolve(b"op")
+        assert outcome is not None
+        item = await store.get(b"a")
+        assert item is not None
+        assert (item.value, item.version) == (b"2", outcome.version)
+        await assert_log_holds(store)
+
+
+async def test_without_standbys_nothing_is_acknowledged_and_health_says_so(
+    three: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "POSTGRES_COMMIT_S", 1.0)
+    async with postgres_store(Path(), three.url()) as store:
+        await put(store, (b"a", b"1"))
+        assert (await store.health()).ok
+        stop_standbys(three)
+        doubtful = asyncio.ensure_future(store.commit(Commit(puts=[(b"b", b"2")], op_id=b"op")))
+        assert await doubtful == Unknown(b"op")
+        with pytest.raises(Unavailable):
+            await store.get(b"a")
+        assert await code_of(store, Commit(puts=[(b"c", b"3")])) == "store.unavailable"
+        await unwell(store)
+        with pytest.raises(Unavailable):
+            await store.resolve(b"op")
+        go_on(three)
+        await healthy(store)
+        assert (await store.resolve(b"op")) is not None
+        assert [item.key for item in await store.scan(b"")] == [b"a", b"b"]
+
+
+async def unwell(store: Store) -> None:
+    """Every answer of health comes in time, and soon one says what is wrong."""
+    while True:
+        async with asyncio.timeout(HEALTH_S):
+            health = await store.health()
+        if not health.ok:
+            assert health.reason
+            return
+        assert not health.reason
+
+
+async def healthy(store: Store) -> None:
+    async with asyncio.timeout(30):
+        while not (await store.health()).ok:  # noqa: ASYNC110 - what is waited for is another process'
+            await asyncio.sleep(0.05)
+
+
+# ── the primary ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Counting:
+    """Compare-and-sets that add 1 to a counter under load, with an entry each: what each attempt came to."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._stop = False
+        self.acknowledged: list[int] = []
+        self.unknown: list[tuple[int, bytes]] = []
+        self.refused = 0
+        self._number = 0
+
+    async def run(self) -> None:
+        while not self._stop:
+            await self._step()
+
+    async def _step(self) -> None:
+        self._number += 1
+        op_id = b"op-%d" % self._number
+        try:
+            item = await self._store.get(b"counter")
+            value = int(item.value) + 1 if item else 1
+            check = Check(b"counter", item.version if item else 0)
+            outcome: Outcome = await self._store.commit(
+                Commit(checks=[check], puts=[(b"counter", b"%d" % value)], entries=[b"%d" % value], op_id=op_id)
+            )
+        except KeypeerError:
+            self.refused += 1
+            await asyncio.sleep(0.01)
+            return
+        if isinstance(outcome, Committed):
+            self.acknowledged.append(value)
+        elif isinstance(outcome, Unknown):
+            self.unknown.append((value, op_id))
+
+    async def stop(self, task: asyncio.Task[None]) -> None:
+        self._stop = True
+        await task
+
+    async def judge(self) -> None:
+        """Nothing acknowledged is lost, nothing happened twice, and what was unknown is known."""
+        resolved = [value for value, op_id in self.unknown if await self._store.resolve(op_id) is not None]
+        entries = [int(entry.entry) for entry in await assert_log_holds(self._store)]
+        assert entries == list(range(1, len(entries) + 1))
+        assert sorted([*self.acknowledged, *resolved]) == entries
+        item = await self._store.get(b"counter")
+        assert item is not None
+        assert int(item.value) == len(entries)
+
+
+async def until_more(counting: Counting, count: int) -> None:
+    goal = len(counting.acknowledged) + count
+    async with asyncio.timeout(60):
+        while len(counting.acknowledged) < goal:  # noqa: ASYNC110 - counted by another task
+            await asyncio.sleep(0.01)
+
+
+async def test_a_killed_primary_loses_nothing_and_the_next_one_goes_on(three: Cluster) -> None:
+    async with postgres_store(Path(), three.url()) as store:
+        counting = Counting(store)
+        watch = store.watch(b"counter")
+        task = asyncio.ensure_future(counting.run())
+        await until_more(counting, 50)
+        three.primary.kill()
+        await asyncio.to_thread(three.fail_over)
+        await until_more(counting, 50)
+        await counting.stop(task)
+        await counting.judge()
+        assert counting.refused
+        async with asyncio.timeout(30):  # the watch went on, too
+            last = await store.get(b"counter")
+            while last is not None and (await anext(watch)).version < last.version:
+                pass
+
+
+async def test_a_frozen_primary_is_noticed_and_left_and_serves_nothing_when_it_comes_back(three: Cluster) -> None:
+    old = three.primary
+    async with (
+        postgres_store(Path(), three.url()) as store,
+        postgres_store(Path(), old.url()) as left_behind,  # a node that knows the old one alone
+    ):
+        await left_behind.get_many([b"revoked"])
+        counting = Counting(store)
+        task = asyncio.ensure_future(counting.run())
+        await until_more(counting, 20)
+        old.signal(signal.SIGSTOP)
+        await unwell(store)
+        await asyncio.to_thread(three.fail_over)
+        await until_more(counting, 20)
+        await put(store, (b"revoked", b"yes"))
+        old.signal(signal.SIGCONT)
+        # The old one believes that it is the primary still, and has neither the newest counter nor the revocation.
+        assert old.sql("SELECT pg_is_in_recovery()") == "f"
+        assert old.sql("SELECT count(*) FROM keypeer.records WHERE key = 'revoked'", "keypeer") == "0"
+        assert (await refusal(old.url())).code == "store.unavailable"
+        for read in (left_behind.get(b"revoked"), left_behind.scan(b""), left_behind.log_head()):
+            with pytest.raises(Unavailable):
+                await read
+        assert not (await left_behind.health()).ok
+        await until_more(counting, 20)
+        for _ in range(50):
+            item = await store.get(b"revoked")
+            assert item is not None
+        await counting.stop(task)
+        await counting.judge()
+
+
+async def test_a_primary_that_was_not_told_of_its_successor_answers_nothing_over_open_connections(
+    three: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "POSTGRES_READ_S", 0.5)
+    monkeypatch.setattr(limits, "POSTGRES_LOOK_S", 60.0)  # nothing but the test's own reads uses those connections
+    old = three.primary
+    async with postgres_store(Path(), old.url()) as left_behind:
+        await put(left_behind, (b"owner", b"host-1"))
+        assert len(await left_behind.get_many([b"owner"])) == 1
+        await asyncio.to_thread(three.fail_over)
+        await asyncio.to_thread(three.wait_standbys, 1)
+        async with postgres_store(Path(), three.primary.url()) as store:
+            await put(store, (b"owner", b"host-2"))
+        assert old.sql("SELECT convert_from(value, 'utf8') FROM keypeer.records", "keypeer") == "host-1"
+        with pytest.raises(Unavailable):
+            await left_behind.get(b"owner")
+        doubtful = await asyncio.gather(left_behind.commit(Commit(op_id=b"op")), return_exceptions=True)
+        assert not isinstance(doubtful[0], Committed)
+
+
+async def test_a_primary_that_restarts_is_used_again(three: Cluster) -> None:
+    async with postgres_store(Path(), three.url()) as store:
+        counting = Counting(store)
+        task = asyncio.ensure_future(counting.run())
+        await until_more(counting, 20)
+        three.primary.kill()
+        three.start_primary()
+        await until_more(counting, 20)
+        await counting.stop(task)
+        await counting.judge()
+
+
+async def test_nodes_that_count_together_lose_no_step() -> None:
+    primary = shared_cluster().primary
+    primary.fresh()
+    stores = [await PostgresStore.open(parse(primary.url(), Path())) for _ in range(3)]
+    outcomes = await asyncio.gather(
+        *(store.commit(Commit(entries=[b"%d" % number])) for number in range(300) for store in stores)
+    )
+    assert sorted(committed(outcome).log_size for outcome in outcomes) == list(range(1, 901))
+    assert len(await assert_log_holds(stores[0])) == 900
+    for store in stores:
+        await store.close()
+
+
+# ── the disk ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system of 4 MiB, for the server's tables alone."""
+    folder = place() / "small"
+    folder.mkdir()
+    owner = place().stat().st_uid
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size=4m,mode=0700,uid={owner}", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    folder.rmdir()
+
+
+async def test_a_full_disk_refuses_whole_commits_and_mends(small_disk: Path) -> None:
+    primary = shared_cluster().primary
+    async with postgres_store(Path()) as store:
+        primary.sql(f"CREATE TABLESPACE small LOCATION '{small_disk}'")
+        primary.sql("ALTER TABLE keypeer.records SET TABLESPACE small", "keypeer")
+        try:
+            count = 0
+            while not (code := await code_of(store, Commit(puts=[(b"r%d" % count, bytes(100_000))], entries=[b"e"]))):
+                count += 1
+            assert code == "store.full"
+            assert "No space left" in (await store.health()).reason or (await store.health()).ok
+            small = [store.commit(Commit(entries=[b"small"])) for _ in range(3)]
+            big = store.commit(Commit(puts=[(b"big", bytes(1_000_000))], entries=[b"big"]))
+            outcomes = await asyncio.gather(*small, big, return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes] == [Committed] * 3 + [Unavailable]
+            assert len(await assert_log_holds(store)) == count + 3
+            assert len(await store.scan(b"r")) == count
+        finally:
+            primary.sql("DROP SCHEMA keypeer CASCADE", "keypeer")
+            primary.sql("DROP TABLESPACE small")
