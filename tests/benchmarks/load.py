@@ -15,6 +15,7 @@ from typing import cast
 
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = b"content-length: "
+_LAST_CHUNK = b"\r\n0\r\n\r\n"  # RFC 9112 §7.1; answers without a length are chunked
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +72,13 @@ class _Client(asyncio.Protocol):
         head = self._buffer.find(_HEAD_END)
         if head < 0:
             return
-        fields = self._buffer[:head].lower()
-        start = fields.index(_LENGTH) + len(_LENGTH)
-        length = int(fields[start:].split(b"\r\n", 1)[0])
-        if len(self._buffer) < head + len(_HEAD_END) + length:
+        length = self._buffer.lower().find(_LENGTH, 0, head)
+        if length < 0:
+            whole = self._buffer.endswith(_LAST_CHUNK)
+        else:
+            size = int(self._buffer[length + len(_LENGTH) : head].split(b"\r\n", 1)[0])
+            whole = len(self._buffer) >= head + len(_HEAD_END) + size
+        if not whole:
             return
         now = time.perf_counter()
         self.times.append(now - self._sent)

@@ -1,0 +1,1 @@
+"""Peers, installed from public packages and configured fairly, to be measured beside keypeer."""
