@@ -97,3 +97,6 @@ SOCKET_PATH_BYTES_MAX = 107  # bytes; sun_path without its NUL (unix(7))
 
 # ── migration ──────────────────────────────────────────────────────────────────────────────────────────────────
 MIGRATION_POLL_S = 0.02  # seconds between a destination's looks at whether its VM may run; a look takes some 2 ms
+GUEST_WAIT_S = 300  # seconds that one end of a migration waits for the other, unless told
+GUEST_LOOK_S = 0.25  # seconds between its looks
+GUEST_ASK_S = 1.0  # seconds between questions to a service that doesn't answer whose a VM is

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import structlog
 
-from keypeer import limits
+from keypeer import limits, migration
 from keypeer.agent import HostAgent
 from keypeer.agentd import notify
 from keypeer.agentd.hooks import Hooks
@@ -365,7 +365,26 @@ class Daemon:
             self._ledger.drop(request.vm)
             self._leaving.pop(request.vm, None)
             return LocalAnswer(ok=True), None
+        if request.op == "accept":
+            return await self._accept(request.vm, request.migration)
         return await self._hand_over(request.vm, config_of(request))
+
+    async def _accept(self, vm: str, wanted: str | None) -> Answer:
+        """The key for a VM that comes by migration. It isn't this host's to hold until the switchover: whoever asked
+        takes it up with ``key`` then."""
+        if wanted is None:
+            raise StateError("local.request", "accept names no migration", "see deploy/continuous.md")
+        view, key = await migration.accept(self._agent, vm, wanted)
+        with key:
+            facts = KeyFacts(
+                vm=vm,
+                version=key.version,
+                size=key.size,
+                generation=key.generation,
+                seconds_left=max(0.0, key.lease_expires_at - view.now),
+                grace=key.grace,
+            )
+            return LocalAnswer(ok=True, key=facts, migration=view), sealed_copy(key.view())
 
     async def _hand_over(self, vm: str, config: bytes | None) -> Answer:
         if config is not None:

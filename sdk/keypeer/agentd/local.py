@@ -5,10 +5,11 @@ memfd, so that its bytes are in no message. Who may ask is told by the kernel (S
 
     {"op": "key", "vm": "web-1"}                    → {"ok": true, "key": {…}} and a descriptor
     {"op": "key", "vm": "web-1", "config": base64}  the same, once the start with this configuration is measured
+    {"op": "accept", "vm": "web-1", "migration": id}   the key that a migration brings, and "migration": {…}
     {"op": "drop", "vm": "web-1"}                   → {"ok": true}
     {"op": "status"}                                → {"ok": true, "status": {…}}
 
-A request that fails gets {"ok": false, "code": …, "detail": …, "hint": …}.
+A request that fails gets {"ok": false, "code": …, "detail": …, "hint": …, "problem": …}.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from typing import Literal
 import msgspec
 
 from keypeer import limits
-from keypeer.errors import AnswerError, KeypeerClientError, StateError
-from keypeer.wire.types import VmId
+from keypeer.errors import AnswerError, KeypeerClientError, ProblemError, StateError
+from keypeer.wire.messages import MigrationView, Problem
+from keypeer.wire.types import MigrationId, VmId
 
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -37,8 +39,9 @@ _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 class LocalRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a helper asks for. ``config``: base64 of the configuration that the VM is about to start with."""
 
-    op: Literal["key", "drop", "status"]
+    op: Literal["key", "accept", "drop", "status"]
     vm: VmId | None = None
+    migration: MigrationId | None = None
     config: str | None = None
 
 
@@ -92,14 +95,17 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LocalAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One of ``key``, ``status`` or neither, or why not."""
+    """``key``, with ``migration`` where it was accepted, ``status`` or neither, or why not: ``problem`` where the
+    service said no."""
 
     ok: bool
     key: KeyFacts | None = None
     status: AgentStatus | None = None
+    migration: MigrationView | None = None
     code: str = ""
     detail: str = ""
     hint: str = ""
+    problem: Problem | None = None
 
 
 # The answer, and the descriptor that goes with it, which is closed when it was sent.
@@ -193,7 +199,8 @@ class LocalServer:
 
 
 def _refusal(error: KeypeerClientError) -> LocalAnswer:
-    return LocalAnswer(ok=False, code=error.code, detail=error.detail, hint=error.hint)
+    problem = error.problem if isinstance(error, ProblemError) else None
+    return LocalAnswer(ok=False, code=error.code, detail=error.detail, hint=error.hint, problem=problem)
 
 
 async def _line(connection: socket.socket, rest: bytearray, most: int) -> bytes | None:
@@ -238,13 +245,20 @@ def ask(path: Path, request: LocalRequest) -> tuple[LocalAnswer, int | None]:
 
 
 def key_of(path: Path, vm: str, config: bytes | None = None) -> tuple[KeyFacts, int]:
-    """The facts of a VM's key and a descriptor to read it from, which the caller closes. Raises StateError with the
-    agent's own code."""
+    """The facts of a VM's key and a descriptor to read it from, which the caller closes. Raises ProblemError where
+    the service says no, StateError with the agent's own code."""
     encoded = None if config is None else base64.b64encode(config).decode()
     answer, descriptor = ask(path, LocalRequest(op="key", vm=vm, config=encoded))
     if answer.key is None or descriptor is None:
-        raise StateError(answer.code or "local.answer", answer.detail, answer.hint)
+        raise refused(answer)
     return answer.key, descriptor
+
+
+def refused(answer: LocalAnswer) -> KeypeerClientError:
+    """What an answer that isn't ``ok`` tells."""
+    if answer.problem is not None:
+        return ProblemError(answer.problem)
+    return StateError(answer.code or "local.answer", answer.detail, answer.hint)
 
 
 def _received(connection: socket.socket) -> tuple[LocalAnswer, int | None]:

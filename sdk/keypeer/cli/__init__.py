@@ -26,6 +26,7 @@ _NOUNS = {
     "certificate": "keypeer.cli.certificate",
     "completion": "keypeer.cli.completion",
     "geo-tag": "keypeer.cli.geo_tag",
+    "guest": "keypeer.cli.guest",
     "host": "keypeer.cli.host",
     "image": "keypeer.cli.image",
     "operator": "keypeer.cli.tenant",

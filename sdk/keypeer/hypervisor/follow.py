@@ -36,11 +36,11 @@ async def move_out(source: Qemu, agent: HostAgent, key: VmKey, view: MigrationVi
     return moved
 
 
-async def take_in(destination: Qemu, key: VmKey, view: MigrationView, host: str) -> Incoming:
+async def take_in(destination: Qemu, key: VmKey, view: MigrationView, host: str, port: int = 0) -> Incoming:
     """The destination's first part: listens. ``destination`` was started with ``incoming``, ``key`` came with
     ``migration.accept``."""
     with migration.psk(key, view) as secret:
-        return await listen(destination, host, secret.view())
+        return await listen(destination, host, secret.view(), port)
 
 
 async def run_here(incoming: Incoming, agent: HostAgent, view: MigrationView) -> MigrationView:

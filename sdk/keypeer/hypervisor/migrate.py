@@ -49,10 +49,11 @@ class Moved:
     bytes_sent: int
 
 
-async def listen(destination: Qemu, host: str, psk: bytes | bytearray | memoryview) -> Incoming:
-    """Readies a QEMU that was started with ``incoming``. Raises HypervisorError, StateError ``migration.psk``."""
+async def listen(destination: Qemu, host: str, psk: bytes | bytearray | memoryview, port: int = 0) -> Incoming:
+    """Readies a QEMU that was started with ``incoming``; it chooses a free port unless told one. Raises
+    HypervisorError, StateError ``migration.psk``."""
     incoming = Incoming(destination)
-    await incoming.open(host, psk)
+    await incoming.open(host, psk, port)
     return incoming
 
 
@@ -66,14 +67,14 @@ class Incoming:
         self._resources = contextlib.AsyncExitStack()
         self._events: Events
 
-    async def open(self, host: str, psk: bytes | bytearray | memoryview) -> None:
+    async def open(self, host: str, psk: bytes | bytearray | memoryview, port: int = 0) -> None:
         """See ``listen``."""
         qmp = self.destination.qmp
         try:
             self._events = self._resources.enter_context(qmp.events("MIGRATION"))
             await set_capabilities(self.destination, "events", "return-path", "late-block-activate")
             await self._resources.enter_async_context(migration_psk(self.destination, psk, "server"))
-            await qmp.execute("migrate-incoming", {"uri": f"tcp:{host}:0"})
+            await qmp.execute("migrate-incoming", {"uri": f"tcp:{host}:{port}"})
             (address,) = (await qmp.execute("query-migrate"))["socket-address"]
         except BaseException:
             await self._resources.aclose()

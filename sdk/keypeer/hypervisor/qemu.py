@@ -164,7 +164,7 @@ async def create_disk(path: Path, size: int, key: Key) -> None:
         with derive_hex(key, DISK) as passphrase, SecretFd(passphrase.view()) as secret:
             process = await asyncio.create_subprocess_exec(
                 *("qemu-img", "create", "-q", "-f", "luks"),
-                *("--object", json.dumps(_secret_object(secret))),
+                *("--object", json.dumps(disk_secret(secret))),
                 *("-o", f"key-secret={_DISK_SECRET},cipher-alg=aes-256,cipher-mode=xts,iter-time={_LUKS_ITERATION_MS}"),
                 *(str(path), str(size)),
                 stdin=DEVNULL,
@@ -190,7 +190,7 @@ def arguments(spec: VmSpec, *, monitor_fd: int, disk_key: SecretFd, incoming: bo
         *("-chardev", f"socket,id=qmp,fd={monitor_fd},server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
     ]
     if spec.disks:
-        argv += ["-object", json.dumps(_secret_object(disk_key))]
+        argv += ["-object", json.dumps(disk_secret(disk_key))]
     for number, disk in enumerate(spec.disks):
         node = {
             "driver": "luks",
@@ -213,7 +213,8 @@ def _must_be_new(path: Path) -> None:
         raise StateError("qemu.disk_exists", f"{path} is there already", "remove it, or take another name")
 
 
-def _secret_object(secret: SecretFd) -> dict[str, str]:
+def disk_secret(secret: SecretFd) -> dict[str, str]:
+    """QEMU's object that holds the disk key (qemu(1), -object secret)."""
     return {"qom-type": "secret", "id": _DISK_SECRET, "file": secret.path}
 
 
