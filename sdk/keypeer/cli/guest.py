@@ -9,7 +9,7 @@ import click
 
 from keypeer.cli import guest_moves, output
 from keypeer.cli.calling import json_option, run_in_words
-from keypeer.cli.guest_place import AGENT, GUESTS, STOPPED, Place, guest_command, tell, told
+from keypeer.cli.guest_place import AGENT, STOPPED, Place, guest_command, guests_option, tell, told
 
 # This very command, for the filters: a hook's or a unit's PATH may lack it.
 KEYPEER = (sys.executable, "-c", "from keypeer.cli import main; main()")
@@ -34,6 +34,22 @@ async def encrypt_disk(place: Place, source: Path, target: Path, form: str, as_j
     with place.key() as key, Meter("copied and compared", total) as meter:
         size = await disks.encrypt_disk(source, form, target, key, meter)
     words = f"{target}: {size} bytes of VM {place.vm}, the same as {source}, which is plain: delete it once the VM runs"
+    tell(place.vm, STOPPED, words, as_json=as_json, disk=str(target), bytes=size)
+
+
+@guest.command("decrypt-disk")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--format", "form", default="qcow2", show_default=True, help="TARGET's.")
+@guest_command
+async def decrypt_disk(place: Place, source: Path, target: Path, form: str, as_json: bool) -> None:
+    """Copy the disk SOURCE, which is under VM's key, to the plain TARGET, and compare both: the way back."""
+    from keypeer.cli.meter import Meter
+    from keypeer.hypervisor import disks
+
+    with place.key() as key, Meter("copied and compared", None) as meter:
+        size = await disks.decrypt_disk(source, target, form, key, meter)
+    words = f"{target}: {size} bytes, plain, the same as {source}"
     tell(place.vm, STOPPED, words, as_json=as_json, disk=str(target), bytes=size)
 
 
@@ -65,7 +81,7 @@ async def status(place: Place, as_json: bool) -> None:
 
 
 @guest.command("list")
-@click.option("--guests", type=click.Path(path_type=Path), default=GUESTS, show_default=True, help="Guests' files.")
+@guests_option
 @json_option
 def list_guests(guests: Path, as_json: bool) -> None:
     """Every VM that has a file here, and whether it runs."""

@@ -41,7 +41,6 @@ def _address(_ctx: click.Context, _option: click.Parameter, value: str) -> tuple
 async def send(place: Place, destination: str, at: tuple[str, int], wait: int, as_json: bool) -> None:
     """Move the running VM to another host, which runs `keypeer guest receive`. Refused unless policy allows that host
     now, VM runs on here then."""
-    from keypeer import migration
     from keypeer.agent import HostAgent
     from keypeer.agentd.borrow import forget
     from keypeer.state import AgentState
@@ -98,7 +97,7 @@ async def _completed(agent: HostAgent, view: MigrationView, wait: int) -> None:
     from keypeer import migration
 
     end = time.monotonic() + wait
-    while (await migration.show(agent, view.vm)).state == "switched":  # noqa: ASYNC110 - the service is asked
+    while (await migration.show(agent, view.vm)).state == "switched":
         if time.monotonic() > end:
             raise StateError(
                 "migration.not_completed",

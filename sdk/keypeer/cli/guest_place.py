@@ -22,6 +22,13 @@ P = ParamSpec("P")
 GUESTS = Path("/etc/keypeer-guests")
 AGENT = Path("/var/lib/keypeer-agent")
 STOPPED = "stopped"
+_PATH = click.Path(path_type=Path)
+guests_option = click.option(
+    "--guests", type=_PATH, default=GUESTS, envvar="KEYPEER_GUESTS", show_default=True, help="Folder of guests' files."
+)
+_folder_option = click.option(
+    "--folder", type=_PATH, default=AGENT, envvar="KEYPEER_AGENT", show_default=True, help="The agent's folder."
+)
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,8 @@ def guest_command(
     """Makes a coroutine over one VM a click callback with VM, --guests, --folder and --json."""
 
     @click.argument("vm")
-    @click.option("--guests", type=click.Path(path_type=Path), default=GUESTS, show_default=True, help="Guests' files.")
-    @click.option("--folder", type=click.Path(path_type=Path), default=AGENT, show_default=True, help="Agent's folder.")
+    @guests_option
+    @_folder_option
     @json_option
     @functools.wraps(work)
     def run(vm: str, guests: Path, folder: Path, *args: P.args, **kwargs: P.kwargs) -> None:

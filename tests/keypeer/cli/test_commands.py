@@ -49,7 +49,7 @@ def test_the_nouns_are_all_there() -> None:
     nouns = {path[0] for path in ALL}
     assert nouns == {
         "agent", "approvals", "audit", "auditor", "backup", "baseline", "certificate", "completion", "doctor",
-        "geo-tag", "host", "identity", "image", "init", "kek", "keys", "migration", "officer", "operator",
+        "geo-tag", "guest", "host", "identity", "image", "init", "kek", "keys", "migration", "officer", "operator",
         "policy", "proposal", "recovery", "restore", "rollback", "runtime", "serve", "signing-key", "store",
         "tenant", "vm",
     }  # fmt: skip
