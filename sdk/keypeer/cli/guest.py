@@ -9,7 +9,7 @@ import click
 
 from keypeer.cli import guest_moves, output
 from keypeer.cli.calling import json_option, run_in_words
-from keypeer.cli.guest_place import AGENT, STOPPED, Place, guest_command, guests_option, tell, told
+from keypeer.cli.guest_place import AGENT, STOPPED, Place, guest_command, guests_option, tell, told, vm_argument
 
 # This very command, for the filters: a hook's or a unit's PATH may lack it.
 KEYPEER = (sys.executable, "-c", "from keypeer.cli import main; main()")
@@ -21,6 +21,7 @@ def guest() -> None:
 
 
 @guest.command("encrypt-disk")
+@vm_argument
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--format", "form", required=True, help="SOURCE's: qcow2, raw, vmdk, vdi, vhdx, vpc. Never guessed.")
@@ -38,6 +39,7 @@ async def encrypt_disk(place: Place, source: Path, target: Path, form: str, as_j
 
 
 @guest.command("decrypt-disk")
+@vm_argument
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--format", "form", default="qcow2", show_default=True, help="TARGET's.")
@@ -54,6 +56,7 @@ async def decrypt_disk(place: Place, source: Path, target: Path, form: str, as_j
 
 
 @guest.command()
+@vm_argument
 @click.option("--paused", is_flag=True, help="Don't let it run yet.")
 @guest_command
 async def start(place: Place, paused: bool, as_json: bool) -> None:
@@ -70,6 +73,7 @@ async def start(place: Place, paused: bool, as_json: bool) -> None:
 
 
 @guest.command()
+@vm_argument
 @guest_command
 async def status(place: Place, as_json: bool) -> None:
     """Whether VM runs here."""
@@ -103,6 +107,7 @@ def list_guests(guests: Path, as_json: bool) -> None:
 
 
 @guest.command()
+@vm_argument
 @click.argument("reason", default="")
 @guest_command
 async def pause(place: Place, reason: str, as_json: bool) -> None:
@@ -114,6 +119,7 @@ async def pause(place: Place, reason: str, as_json: bool) -> None:
 
 
 @guest.command()
+@vm_argument
 @guest_command
 async def resume(place: Place, as_json: bool) -> None:
     """Let VM go on, once the agent has its key."""
@@ -124,6 +130,7 @@ async def resume(place: Place, as_json: bool) -> None:
 
 
 @guest.command()
+@vm_argument
 @click.argument("reason", default="")
 @guest_command
 async def stop(place: Place, reason: str, as_json: bool) -> None:
@@ -135,6 +142,7 @@ async def stop(place: Place, reason: str, as_json: bool) -> None:
 
 
 @guest.command()
+@vm_argument
 @click.argument("image", type=click.Path(path_type=Path))
 @click.option("--epoch", type=click.IntRange(0), required=True, help="A number that no other image of VM has.")
 @guest_command
@@ -153,6 +161,7 @@ async def save(place: Place, image: Path, epoch: int, as_json: bool) -> None:
 
 
 @guest.command()
+@vm_argument
 @click.argument("image", type=click.Path(path_type=Path))
 @click.option("--epoch", type=click.IntRange(0), required=True, help="The image's, as told to save.")
 @guest_command

@@ -11,7 +11,7 @@ import click
 from keypeer import limits
 from keypeer.cli import output
 from keypeer.cli.durations import Duration
-from keypeer.cli.guest_place import STOPPED, Place, guest_command, tell, told
+from keypeer.cli.guest_place import STOPPED, Place, guest_command, tell, told, vm_argument
 from keypeer.errors import ProblemError, StateError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def _address(_ctx: click.Context, _option: click.Parameter, value: str) -> tuple
 
 
 @click.command()
+@vm_argument
 @click.option("--to", "destination", required=True, help="The host that takes VM, by its name at the service.")
 @click.option("--at", callback=_address, required=True, help="Where it listens: HOST:PORT.")
 @_wait_option
@@ -161,6 +162,7 @@ async def _given_up(agent: HostAgent, view: MigrationView) -> None:
 
 
 @click.command()
+@vm_argument
 @click.option("--listen", callback=_address, required=True, help="Where VM comes in: ADDRESS:PORT.")
 @_wait_option
 @guest_command

@@ -23,6 +23,7 @@ GUESTS = Path("/etc/keypeer-guests")
 AGENT = Path("/var/lib/keypeer-agent")
 STOPPED = "stopped"
 _PATH = click.Path(path_type=Path)
+vm_argument = click.argument("vm")  # stands above a command's other arguments: VM comes first
 guests_option = click.option(
     "--guests", type=_PATH, default=GUESTS, envvar="KEYPEER_GUESTS", show_default=True, help="Folder of guests' files."
 )
@@ -82,9 +83,8 @@ class Place:
 def guest_command(
     work: Callable[Concatenate[Place, P], Awaitable[int | None]],
 ) -> Callable[..., None]:
-    """Makes a coroutine over one VM a click callback with VM, --guests, --folder and --json."""
+    """Makes a coroutine over one VM a click callback with --guests, --folder and --json."""
 
-    @click.argument("vm")
     @guests_option
     @_folder_option
     @json_option
