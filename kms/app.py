@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -177,10 +178,23 @@ async def serve(home: Home, listener: socket.socket, heartbeats: Heartbeats, nam
         context = tls_context(home)
         follower = Follower(ctx, home, context)
         await follower.look()
-        await web.SockSite(runner, listener, ssl_context=context).start()
+        site = web.SockSite(runner, listener, ssl_context=context, backlog=limits.LISTEN_BACKLOG)
+        await site.start()
         following = asyncio.create_task(follower.run())
+        heartbeats.serving(name)
         _log.info("serving", address=f"{home.address[0]}:{home.address[1]}", pid=os.getpid())
         await stop.wait()
         following.cancel()
+        await site.stop()  # who connects from now on waits in the socket for a successor
+        await drain(runner, ctx)
         await runner.cleanup()
     beating.cancel()
+
+
+async def drain(runner: web.AppRunner, ctx: Context) -> None:
+    """Gives whoever is connected time to be told, with an answer, that the connection ends: a request that meets a
+    connection being closed fails, and its caller can't know whether it was heard (RFC 9112 §9.6)."""
+    ctx.listeners.close()
+    server, until = runner.server, time.monotonic() + limits.DRAIN_S
+    while server is not None and server.connections and time.monotonic() < until:  # noqa: ASYNC110 - aiohttp has no event for it
+        await asyncio.sleep(limits.DRAIN_LOOK_S)

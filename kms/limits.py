@@ -78,7 +78,10 @@ BEAT_S = 0.5  # seconds between signs of life of the service's own processes
 BEAT_MISSED_S = 1.5  # seconds without one after which /readyz tells
 WORKER_SILENT_MAX_S = 10.0  # seconds without one after which a process is replaced; a loop is held some 0.3 s at most
 WORKER_START_DEADLINE_S = 20.0  # seconds that a process has for its imports until its first one; they take one
-HSM_SILENT_S = 2.0  # seconds beyond twice what frames took lately, after which a worker gets no more operations
+DRAIN_S = 1.0  # seconds after SIGTERM in which connections end with their next answer; idle ones are closed then
+SERVING_LOOK_S = 0.2  # seconds between looks of the supervisor at who serves, and signs of life to its own watchdog
+DRAIN_LOOK_S = 0.02  # seconds between looks at whether any is left
+HSM_SILENT_S = 1.0  # seconds beyond twice what frames took lately, after which a worker gets no more operations
 
 # ── clock ──────────────────────────────────────────────────────────────────────────────────────────────────────
 CLOCK_BACKWARDS_MAX_S = 5  # seconds that the clock may stand before the newest audit entry
