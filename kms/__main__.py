@@ -32,14 +32,14 @@ def _worker(folder: Path, role: str, parent: int, heartbeats: int, index: int, l
 
     from kms import app, hardening, logs
     from kms.heartbeats import Heartbeats
-    from kms.roles import Role, processes
+    from kms.roles import Role, ended_in_words, processes
     from kms.settings import read_home
 
     hardening.protect_memory()
     hardening.die_with_parent(parent)
     home = read_home(folder)
     logs.configure(home.settings.log.format, home.settings.log.level, worker=f"web-{index}")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, ended_in_words():
         beats = Heartbeats(heartbeats, processes(home, Role(role)))
         runner.run(app.serve(home, socket.socket(fileno=listener), beats, f"web-{index}"))
 
@@ -49,14 +49,14 @@ def _background(folder: Path, role: str, parent: int, heartbeats: int) -> None:
 
     from kms import background, hardening, logs
     from kms.heartbeats import Heartbeats
-    from kms.roles import Role, processes
+    from kms.roles import Role, ended_in_words, processes
     from kms.settings import read_home
 
     hardening.protect_memory()
     hardening.die_with_parent(parent)
     home = read_home(folder)
     logs.configure(home.settings.log.format, home.settings.log.level, worker="background")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, ended_in_words():
         runner.run(background.serve(home, Heartbeats(heartbeats, processes(home, Role(role)))))
 
 

@@ -23,7 +23,7 @@ from hsm_adapter.systemd import Manager
 from kms import limits
 from kms.app import open_context
 from kms.domain import HEARTBEAT, JobNote
-from kms.errors import KeypeerError
+from kms.errors import KeypeerError, Unavailable
 from kms.flows import (
     checkpoints,
     clock,
@@ -38,6 +38,7 @@ from kms.flows import (
 from kms.flows.context import Context
 from kms.heartbeats import Heartbeats
 from kms.records import JOB_NOTES
+from kms.roles import other_schema
 from kms.settings import Home
 
 _log = structlog.get_logger("keypeer.background")
@@ -104,7 +105,10 @@ def serve_alone(home: Home) -> None:
 
     home.webhooks()  # a secret that is none is told before anything starts
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run())
+        try:
+            runner.run(run())
+        except Unavailable as error:
+            raise other_schema() if error.code == "store.schema" else error from None
 
 
 async def _tell(heartbeats: Heartbeats) -> None:

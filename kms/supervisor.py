@@ -27,7 +27,7 @@ from hsm_adapter.systemd import VARIABLES, Manager, inherited_listeners
 from kms import limits
 from kms.errors import BadRequest
 from kms.heartbeats import Heartbeats
-from kms.roles import Role, processes
+from kms.roles import Role, other_schema, processes
 from kms.settings import Home
 from kms.web import metrics
 
@@ -66,6 +66,7 @@ class Supervisor:
         self._without_pin = {name: value for name, value in self._environment.items() if name != pin_variable}
         self._stopping = asyncio.Event()
         self._manager = Manager()
+        self._hopeless = False
 
     def stop(self) -> None:
         """Asks every worker to finish."""
@@ -73,7 +74,7 @@ class Supervisor:
 
     async def run(self) -> None:
         """Runs until stopped; every worker has ended when it returns. A bug in here ends the service, loudly: workers
-        that nobody replaces would be found out much later."""
+        that nobody replaces would be found out much later. Raises BadRequest when the store is of another version."""
         try:
             async with asyncio.TaskGroup() as keepers:
                 for worker in self._workers:
@@ -86,6 +87,8 @@ class Supervisor:
         finally:
             for worker in self._workers:
                 _signal(worker, signal.SIGKILL)
+        if self._hopeless:
+            raise other_schema()
 
     async def _tell(self) -> None:
         """The service manager's view: ready when somebody serves, alive while this loop goes round and does its work,
@@ -127,6 +130,9 @@ class Supervisor:
                 _signal(worker, signal.SIGTERM)
             code = await worker.process.wait()
             metrics.worker_died(self._metrics, worker.process.pid)
+            if code == os.EX_CONFIG and worker.socket is None:
+                self._hopeless = True
+                self.stop()
             if self._stopping.is_set():
                 return
             lived = time.monotonic() - started

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 
+import lmdb
 import psutil
 import pytest
 
@@ -196,20 +197,24 @@ def test_hsm_workers_that_all_restart_are_waited_for(running: Machine, host: Hos
     running.service.wait_ready()
 
 
-@pytest.mark.parametrize("kind", ["web", "background", "hsm"])
-def test_a_loop_that_stands_still_is_replaced_by_its_watchdog(
-    running: Machine, host: Host, kind: str, monkeypatch: pytest.MonkeyPatch
+def test_loops_that_stand_still_are_replaced_by_their_watchdogs(
+    running: Machine, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The unit's own time is 15 s or so; here it is shorter, and the process is told."""
-    unit = {"web": running.web, "background": running.background, "hsm": running.hsm[0]}[kind]
-    monkeypatch.setitem(unit.service, "WatchdogSec", ["2"])
-    unit.restart()
-    before = unit.process
-    assert before is not None
+    """The units' own time is 15 s or so; here it is shorter, and the processes are told."""
+    watched = (running.web, running.background, running.hsm[0])
+    for unit in watched:
+        monkeypatch.setitem(unit.service, "WatchdogSec", ["2"])
+        unit.restart()
+    before = [unit.process for unit in watched]
     time.sleep(2.5)
-    assert (unit.process, unit.watchdog_deaths) == (before, 0), "it is fed while the loop goes round"
-    before.send_signal(signal.SIGSTOP)
-    wait_until(lambda: unit.watchdog_deaths > 0 and unit.process is not before and unit.ready.is_set())
+    assert [unit.process for unit in watched] == before, "they are fed while the loops go round"
+    assert [unit.watchdog_deaths for unit in watched] == [0, 0, 0]
+    for process in before:
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+    for unit, old in zip(watched, before, strict=True):
+        wait_until(lambda unit=unit, old=old: unit.process is not old and unit.ready.is_set())
+        assert unit.watchdog_deaths >= 1
     running.service.wait_ready()
     host.attest()
     assert len(host.release("web-1")) == 64
@@ -234,6 +239,36 @@ def test_a_pin_that_is_not_there_is_told_and_the_worker_stays_out(running: Machi
 
 def _ready(running: Machine) -> object:
     return running.service.caller("anyone").get("/readyz").body
+
+
+def test_a_store_of_a_newer_version_is_refused_in_words_and_left_alone(running: Machine, host: Host) -> None:
+    """Each unit ends for good instead of trying again; the old version, put back, goes on."""
+    store, ours = running.folder / "var/lib/keypeer/store", (running.web, running.background)
+    for unit in ours:
+        unit.stop()
+    before = put_schema(store, b"keypeer-store/3")
+    for unit in ours:
+        unit.launch()
+        assert unit.process is not None
+        assert unit.process.wait(20) == 3
+        assert unit.service["RestartPreventExitStatus"] == ["3"]
+        assert "error: store.schema: " in unit.log
+    assert put_schema(store, before) == b"keypeer-store/3"
+    for unit in ours:
+        unit.start()
+    running.service.wait_ready()
+    host.attest()
+    assert len(host.release("web-1")) == 64
+
+
+def put_schema(store: Path, schema: bytes) -> bytes:
+    """The schema that was there."""
+    with lmdb.open(str(store), max_dbs=8, map_size=2**30) as environment, environment.begin(write=True) as txn:
+        table = environment.open_db(b"meta", txn)
+        before = txn.get(b"schema", db=table)
+        txn.put(b"schema", schema, db=table)
+    assert isinstance(before, bytes)
+    return before
 
 
 def test_nothing_is_left_when_all_are_stopped(running: Machine) -> None:

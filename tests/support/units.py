@@ -210,6 +210,9 @@ class Unit:
                 self._kill()
             if process.poll() is not None and self._wanted:
                 self._kill()  # its children
+                if str(process.returncode) in " ".join(self.service["RestartPreventExitStatus"]).split():
+                    self._wanted = False
+                    continue
                 time.sleep(seconds(self.service["RestartSec"][-1]))
                 self.launch()
 
