@@ -21,7 +21,7 @@ import pytest
 
 from tests.support import units
 from tests.support.hsm import wait_until
-from tests.support.machine import HSM_UID, ROOT, SERVICE_UID, Machine, machine
+from tests.support.machine import BLOCKS, HSM_UID, ROOT, SERVICE_UID, Machine, machine, run_block
 from tests.support.service import Caller, Host, create_vm, good_host, put_demo_policy
 
 SERVICES = ("keypeer-web.service", "keypeer-background.service", "keypeer-hsm@.service", "keypeer-agent.service")
@@ -96,6 +96,16 @@ def test_each_unit_runs_as_written_and_the_service_is_ready(running: Machine, ho
     }
     assert set(uids.values()) == {SERVICE_UID, HSM_UID}
     assert {uids["0"], uids["1"]} == {HSM_UID}
+
+
+def test_the_commands_of_the_document_work_on_the_running_service(running: Machine) -> None:
+    """Those of installing it made this machine (tests/support/machine.py)."""
+    look, upgrade = BLOCKS[2:]
+    shown = run_block(running.folder, look)
+    assert "ok    service" in shown
+    assert "FAIL" not in shown
+    assert "audit entries" in run_block(running.folder, upgrade)
+    assert (running.folder / "var/backups/keypeer-before/store/data.mdb").exists()
 
 
 @pytest.mark.parametrize("path", ["etc/keypeer/pin", "var/lib/keypeer-hsm", "unit/credentials"])

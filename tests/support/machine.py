@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -39,7 +40,7 @@ class Machine:
 
 @contextmanager
 def machine() -> Iterator[Machine]:
-    """Set up as deploy/operating.md says; nothing runs yet. Everything is gone afterwards."""
+    """Set up by the commands of deploy/operating.md; nothing runs yet. Everything is gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="kp-"))  # pytest's own folders are closed to other users
     folder.chmod(0o755)
     made = _machine(folder)
@@ -53,43 +54,41 @@ def machine() -> Iterator[Machine]:
         shutil.rmtree(folder)
 
 
+OPERATING = units.FOLDER.parent / "operating.md"
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", OPERATING.read_text(), re.M | re.S)  # the others need systemd or a network
+
+
+def run_block(folder: Path, block: str) -> str:
+    """Runs commands of the document with the machine in ``folder``; what they printed."""
+    text = re.sub(r"(?<![\w}/])/(etc|var|run)/", rf"{folder}/\1/", block)
+    text = re.sub(r"^systemd-(sysusers|tmpfiles)", rf"\g<0> --root={folder}", text, flags=re.M)
+    home = folder / "etc/keypeer"
+    environment = {**os.environ, "KEYPEER_HOME": str(home), "CREDENTIALS_DIRECTORY": str(home)}
+    environment["PATH"] = f"{KEYPEER.parent}:{environment['PATH']}"
+    command = ["bash", "-euo", "pipefail", "-c", f"umask 022\n{text}"]
+    done = subprocess.run(
+        command, env=environment, cwd=units.FOLDER.parents[1], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, f"{text}{done.stdout}{done.stderr}"
+    return done.stdout
+
+
 def _machine(folder: Path) -> Machine:
-    etc, port = folder / "etc/keypeer", free_port()
-    service = Service(etc, port)
-    for place in ("var/lib/keypeer-hsm/tokens", "run/keypeer-hsm", "etc/keypeer/vendor-cas", "unit"):
-        (folder / place).mkdir(parents=True)
-        (folder / place).chmod(0o755)
-    for name, secret in (("pin", "482915"), ("so-pin", "73910264")):
-        (etc / name).touch(mode=0o600)
-        (etc / name).write_text(secret)
-    (etc / "softhsm2.conf").write_text(f"directories.tokendir = {folder}/var/lib/keypeer-hsm/tokens\n")
-    text = (units.FOLDER / "keypeer.toml").read_text()
-    for path in ("/etc/", "/run/", "/var/"):
-        text = text.replace(f'"{path}', f'"{folder}{path}').replace(f"lmdb:{path}", f"lmdb:{folder}{path}")
-    text = text.replace("0.0.0.0:8443", f"127.0.0.1:{port}").replace('["keypeer"]', f'["{SERVICE_UID}"]')
-    (etc / "keypeer.toml").write_text(text)
-    command = [str(KEYPEER), "init", "--so-pin", "file:so-pin"]
-    environment = {**os.environ, "KEYPEER_HOME": str(etc), "CREDENTIALS_DIRECTORY": str(etc)}
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60)
-    (etc / "vendor-cas" / "test-vendor.pem").write_bytes(vendor_ca().public_bytes(Encoding.PEM))
-    _own(folder)
-    return Machine(folder, service, *_units(folder, port))
-
-
-def _own(folder: Path) -> None:
-    """Modes and owners as keypeer.tmpfiles.conf says."""
-    users = {"root": os.geteuid(), "keypeer": SERVICE_UID, "keypeer-hsm": HSM_UID}
-    for line in (units.FOLDER / "keypeer.tmpfiles.conf").read_text().splitlines():
-        if not line or line.startswith("#"):
-            continue
-        kind, path, mode, user, _ = line.split()
-        place = Path(f"{folder}{path}")
-        if kind == "d":
-            place.mkdir(parents=True, exist_ok=True)
-        for each in [place, *(place.rglob("*") if kind == "Z" else ())]:
-            os.chown(each, users[user], users[user])
-            if mode != "-":
-                each.chmod(int(mode, 8))
+    etc, port = folder / "etc", free_port()
+    etc.mkdir()
+    # The users of keypeer.sysusers.conf, with numbers that are nobody's here.
+    known = {"root": os.geteuid(), "keypeer": SERVICE_UID, "keypeer-hsm": HSM_UID}
+    for name, line in (("passwd", "{0}:x:{1}:{1}::/:/usr/sbin/nologin\n"), ("group", "{0}:x:{1}:\n")):
+        (etc / name).write_text("".join(line.format(user, uid) for user, uid in known.items()))
+    run_block(folder, BLOCKS[0])
+    settings = etc / "keypeer/keypeer.toml"
+    text = re.sub(r'(?<=["\:])/(etc|var|run)/', rf"{folder}/\1/", settings.read_text())
+    settings.write_text(text.replace("0.0.0.0:8443", f"127.0.0.1:{port}").replace('["keypeer"]', f'["{SERVICE_UID}"]'))
+    run_block(folder, BLOCKS[1])
+    for place in ("run/keypeer-hsm", "unit"):
+        (folder / place).mkdir(mode=0o755)
+    (etc / "keypeer/vendor-cas/test-vendor.pem").write_bytes(vendor_ca().public_bytes(Encoding.PEM))
+    return Machine(folder, Service(etc / "keypeer", port), *_units(folder, port))
 
 
 def _units(folder: Path, port: int) -> tuple[units.Unit, units.Unit, list[units.Unit]]:
