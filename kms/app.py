@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -178,23 +177,31 @@ async def serve(home: Home, listener: socket.socket, heartbeats: Heartbeats, nam
         context = tls_context(home)
         follower = Follower(ctx, home, context)
         await follower.look()
-        site = web.SockSite(runner, listener, ssl_context=context, backlog=limits.LISTEN_BACKLOG)
-        await site.start()
+        handlers = runner.server
+        if handlers is None:
+            raise AssertionError("setup() makes it")
+        server = await loop.create_server(handlers, sock=listener, ssl=context, backlog=limits.LISTEN_BACKLOG)
         following = asyncio.create_task(follower.run())
         heartbeats.serving(name)
         _log.info("serving", address=f"{home.address[0]}:{home.address[1]}", pid=os.getpid())
         await stop.wait()
         following.cancel()
-        await site.stop()  # who connects from now on waits in the socket for a successor
-        await drain(runner, ctx)
+        await drain(server, handlers, ctx)
         await runner.cleanup()
     beating.cancel()
 
 
-async def drain(runner: web.AppRunner, ctx: Context) -> None:
-    """Gives whoever is connected time to be told, with an answer, that the connection ends: a request that meets a
-    connection being closed fails, and its caller can't know whether it was heard (RFC 9112 §9.6)."""
+async def drain(server: asyncio.AbstractServer, handlers: web.Server, ctx: Context) -> None:
+    """Stops listening, and gives whoever is connected time to be told, with an answer, that the connection ends: a
+    request that meets a connection being closed fails, and its caller can't know whether it was heard (RFC 9112 §9.6).
+    Who connects from now on waits in the socket for a successor."""
     ctx.listeners.close()
-    server, until = runner.server, time.monotonic() + limits.DRAIN_S
-    while server is not None and server.connections and time.monotonic() < until:  # noqa: ASYNC110 - aiohttp has no event for it
-        await asyncio.sleep(limits.DRAIN_LOOK_S)
+    gone = asyncio.create_task(server.wait_closed())  # with handshakes that are under way, which handlers don't show
+    await asyncio.sleep(0)  # it must wait before the server is closed: uvloop's waits for nobody afterwards
+    connected = handlers.connections
+    server.close()
+    await asyncio.wait((gone,), timeout=limits.DRAIN_S)
+    for connection in set(connected).intersection(handlers.connections):
+        connection.close()  # idle all that time; one that is being answered ends with its answer
+    await asyncio.wait((gone,), timeout=limits.DRAIN_NEW_S)
+    gone.cancel()

@@ -82,7 +82,7 @@ HEALTH_CHECK_S = 1.8  # seconds that /readyz takes at most: more than any store'
 HEALTH_LOOK_S = 0.1  # seconds between looks at the HSM workers while it waits
 DRAIN_S = 1.0  # seconds after SIGTERM in which connections end with their next answer; idle ones are closed then
 SERVING_LOOK_S = 0.2  # seconds between looks of the supervisor at who serves, and signs of life to its own watchdog
-DRAIN_LOOK_S = 0.02  # seconds between looks at whether any is left
+DRAIN_NEW_S = 1.0  # seconds more for connections that were only being made then, and for goodbyes (TLS close_notify)
 HSM_SILENT_S = 1.0  # seconds beyond twice what frames took lately, after which a worker gets no more operations
 
 # ── clock ──────────────────────────────────────────────────────────────────────────────────────────────────────
