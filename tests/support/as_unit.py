@@ -40,7 +40,7 @@ def main(asked: dict[str, object]) -> None:
         os.close(each)
     if descriptors:
         os.environ.update(LISTEN_FDS=str(len(descriptors)), LISTEN_PID=str(os.getpid()))
-    if os.geteuid() == 0:
+    if os.geteuid() != asked["uid"]:
         os.setgroups([])
         os.setresgid(asked["uid"], asked["uid"], asked["uid"])  # type: ignore[arg-type]  # an int
         os.setresuid(asked["uid"], asked["uid"], asked["uid"])  # type: ignore[arg-type]
