@@ -14,7 +14,6 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -27,9 +26,9 @@ from hsm_adapter.engine import Engine
 from hsm_adapter.errors import BadRequest
 from hsm_adapter.framing import FrameError, Reply, decode_operation, decode_request, encode_frame, take_frame
 from hsm_adapter.protocol import Background, Operation, OperationError
+from hsm_adapter.systemd import Manager, inherited_listeners
 
 _UCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
-_FIRST_INHERITED: Final = 3  # SD_LISTEN_FDS_START
 _READ_AHEAD_MAX: Final = limits.FRAME_BYTES_MAX + 4  # bytes buffered unserved: one whole frame
 
 log: Final = structlog.get_logger()
@@ -98,21 +97,27 @@ class Worker:
         self._connections: dict[int, Connection] = {}
         self._selector = selectors.DefaultSelector()
         self._stopping = False
+        self._manager = Manager()
 
     def run(self) -> None:
         """Listen, serve, drain, close. Raises SocketInUse."""
-        inherited = inherited_listener(os.environ)
-        listener = inherited or listen(self._path)
+        inherited = inherited_listeners()
+        if len(inherited) > 1:
+            raise SocketInUse(f"{len(inherited)} sockets were handed over; a worker listens on one")
+        listener = inherited[0] if inherited else listen(self._path)
+        listener.setblocking(False)
         try:
             wake = self._wake_on_signals()
             self._selector.register(listener, selectors.EVENT_READ)
             log.info("serving", socket=str(self._path), pid=os.getpid())
+            self._manager.ready("serving")
             while not self._stopping and self._engine.operations < self._recycle_after:
                 self._turn(listener)
             for done_with in (listener, wake):
                 self._selector.unregister(done_with)
         finally:
-            if inherited is None:
+            self._manager.stopping()
+            if not inherited:
                 self._path.unlink(missing_ok=True)  # before closing: from then on the path may be a successor's
                 while self._accept(listener):  # who came before that gets an answer too
                     pass
@@ -124,7 +129,8 @@ class Worker:
 
     def _turn(self, listener: socket.socket) -> None:
         waiting = any(_has_frame(connection) for connection in self._connections.values())
-        for key, events in self._selector.select(0 if waiting else self._engine.seconds_until_due()):
+        self._manager.alive()
+        for key, events in self._selector.select(0 if waiting else self._idle_s()):
             if key.fileobj is listener:
                 self._accept(listener)
             elif isinstance(key.data, Connection):
@@ -133,6 +139,11 @@ class Worker:
                 key.fileobj.recv(limits.LISTEN_BACKLOG)  # type: ignore[union-attr]  # the signal's wake-up socket
         self._serve_one_each()
         self._engine.tick()
+
+    def _idle_s(self) -> float:
+        """How long a turn may wait for bytes: until the engine or the watchdog wants something."""
+        due, watchdog = self._engine.seconds_until_due(), self._manager.watchdog_s
+        return due if watchdog is None else min(due, watchdog / 4)
 
     def _accept(self, listener: socket.socket) -> bool:
         """Take in one client, or turn it away; False when none is waiting."""
@@ -238,18 +249,6 @@ def _operation(raw: msgspec.Raw) -> Operation | OperationError:
         return decode_operation(raw)
     except BadRequest as error:
         return OperationError(error.code, error.detail, error.retryable)
-
-
-def inherited_listener(environ: Mapping[str, str]) -> socket.socket | None:
-    """The socket that systemd listens on for us (sd_listen_fds(3)), whose owner and mode its unit sets; else None.
-
-    The way to let a service under another user connect to a socket of mode 0600.
-    """
-    if environ.get("LISTEN_PID") != str(os.getpid()) or environ.get("LISTEN_FDS") != "1":
-        return None
-    listener = socket.socket(fileno=_FIRST_INHERITED)
-    listener.setblocking(False)
-    return listener
 
 
 def listen(path: Path) -> socket.socket:

@@ -177,10 +177,31 @@ async def serve(home: Home, listener: socket.socket, heartbeats: Heartbeats, nam
         context = tls_context(home)
         follower = Follower(ctx, home, context)
         await follower.look()
-        await web.SockSite(runner, listener, ssl_context=context).start()
+        handlers = runner.server
+        if handlers is None:
+            raise AssertionError("setup() makes it")
+        server = await loop.create_server(handlers, sock=listener, ssl=context, backlog=limits.LISTEN_BACKLOG)
         following = asyncio.create_task(follower.run())
+        heartbeats.serving(name)
         _log.info("serving", address=f"{home.address[0]}:{home.address[1]}", pid=os.getpid())
         await stop.wait()
         following.cancel()
+        await drain(server, handlers, ctx)
         await runner.cleanup()
     beating.cancel()
+
+
+async def drain(server: asyncio.AbstractServer, handlers: web.Server, ctx: Context) -> None:
+    """Stops listening, and gives whoever is connected time to be told, with an answer, that the connection ends: a
+    request that meets a connection being closed fails, and its caller can't know whether it was heard (RFC 9112 §9.6).
+    Who connects from now on waits in the socket for a successor."""
+    ctx.listeners.close()
+    gone = asyncio.create_task(server.wait_closed())  # with handshakes that are under way, which handlers don't show
+    await asyncio.sleep(0)  # it must wait before the server is closed: uvloop's waits for nobody afterwards
+    connected = handlers.connections
+    server.close()
+    await asyncio.wait((gone,), timeout=limits.DRAIN_S)
+    for connection in set(connected).intersection(handlers.connections):
+        connection.close()  # idle all that time; one that is being answered ends with its answer
+    await asyncio.wait((gone,), timeout=limits.DRAIN_NEW_S)
+    gone.cancel()

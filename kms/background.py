@@ -19,10 +19,11 @@ from pathlib import Path
 
 import structlog
 
+from hsm_adapter.systemd import Manager
 from kms import limits
 from kms.app import open_context
 from kms.domain import HEARTBEAT, JobNote
-from kms.errors import KeypeerError
+from kms.errors import KeypeerError, Unavailable
 from kms.flows import (
     checkpoints,
     clock,
@@ -37,6 +38,7 @@ from kms.flows import (
 from kms.flows.context import Context
 from kms.heartbeats import Heartbeats
 from kms.records import JOB_NOTES
+from kms.roles import other_schema
 from kms.settings import Home
 
 _log = structlog.get_logger("keypeer.background")
@@ -78,7 +80,7 @@ async def serve(home: Home, heartbeats: Heartbeats, jobs: Sequence[Job] = JOBS) 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    working = asyncio.create_task(_serve(home, jobs))
+    working = asyncio.create_task(_serve(home, heartbeats, jobs))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
@@ -89,11 +91,45 @@ async def serve(home: Home, heartbeats: Heartbeats, jobs: Sequence[Job] = JOBS) 
     await asyncio.gather(working, beating, return_exceptions=True)
 
 
-async def _serve(home: Home, jobs: Sequence[Job]) -> None:
+def serve_alone(home: Home) -> None:
+    """Without a supervisor: a service manager that starts it anew takes that place."""
+    import uvloop
+
+    async def run() -> None:
+        heartbeats = Heartbeats.make(("background",))
+        telling = asyncio.create_task(_tell(heartbeats))
+        try:
+            await serve(home, heartbeats)
+        finally:
+            telling.cancel()
+
+    home.webhooks()  # a secret that is none is told before anything starts
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            runner.run(run())
+        except Unavailable as error:
+            raise other_schema() if error.code == "store.schema" else error from None
+
+
+async def _tell(heartbeats: Heartbeats) -> None:
+    """Tells the service manager from the loop that does the work."""
+    manager = Manager()
+    manager.status("waits for the HSM workers, or for another background process to end")
+    while not heartbeats.serves("background"):
+        manager.alive()
+        await asyncio.sleep(limits.SERVING_LOOK_S)
+    manager.ready("working")
+    while True:
+        manager.alive()
+        await asyncio.sleep(limits.SERVING_LOOK_S)
+
+
+async def _serve(home: Home, heartbeats: Heartbeats, jobs: Sequence[Job]) -> None:
     async with only_one(home.run / "background.lock"), open_context(home, background=True) as ctx:
         # After the store's writer was started, which keeps its priority: whoever holds LMDB's one write lock and gets
         # no processor holds all others up (a thread's nice value is its own, sched(7)).
         os.nice(limits.BACKGROUND_NICE)
+        heartbeats.serving("background")
         _log.info("working", pid=os.getpid(), jobs=[job.name for job in jobs])
         await run(ctx, jobs)
 

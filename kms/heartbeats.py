@@ -3,7 +3,7 @@ SIGSTOP, a disk that never answers) keeps its connections and dies of nothing, s
 
 One slot a process: CLOCK_MONOTONIC in seconds, which on Linux is one clock for all processes (clock_gettime(2)) and
 which nobody can set. A slot is eight aligned bytes, written whole. While a process starts, its slot holds the time of
-that, negative.
+that, negative. A second slot, as large, holds when it began to serve, 0 until then.
 """
 
 from __future__ import annotations
@@ -38,6 +38,15 @@ class Heartbeats:
     def starting(self, name: str) -> None:
         """``name`` was started now."""
         self._set(name, -time.monotonic())
+        _SLOT.pack_into(self._slots, self._served_at(name), 0.0)
+
+    def serving(self, name: str) -> None:
+        """``name`` does from now on what it is there for."""
+        _SLOT.pack_into(self._slots, self._served_at(name), time.monotonic())
+
+    def serves(self, name: str) -> bool:
+        """Whether it does."""
+        return bool(_SLOT.unpack_from(self._slots, self._served_at(name))[0])
 
     async def beat(self, name: str) -> None:
         """Shows that the caller's event loop goes round; never returns."""
@@ -63,3 +72,6 @@ class Heartbeats:
 
     def _at(self, name: str) -> int:
         return self.names.index(name) * _SLOT.size
+
+    def _served_at(self, name: str) -> int:
+        return (len(self.names) + self.names.index(name)) * _SLOT.size

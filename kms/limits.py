@@ -78,7 +78,12 @@ BEAT_S = 0.5  # seconds between signs of life of the service's own processes
 BEAT_MISSED_S = 1.5  # seconds without one after which /readyz tells
 WORKER_SILENT_MAX_S = 10.0  # seconds without one after which a process is replaced; a loop is held some 0.3 s at most
 WORKER_START_DEADLINE_S = 20.0  # seconds that a process has for its imports until its first one; they take one
-HSM_SILENT_S = 2.0  # seconds beyond twice what frames took lately, after which a worker gets no more operations
+HEALTH_CHECK_S = 1.8  # seconds that /readyz takes at most: more than any store's probe, and it tells within 2
+HEALTH_LOOK_S = 0.1  # seconds between looks at the HSM workers while it waits
+DRAIN_S = 1.0  # seconds after SIGTERM in which connections end with their next answer; idle ones are closed then
+SERVING_LOOK_S = 0.2  # seconds between looks of the supervisor at who serves, and signs of life to its own watchdog
+DRAIN_NEW_S = 1.0  # seconds more for connections that were only being made then, and for goodbyes (TLS close_notify)
+HSM_SILENT_S = 1.0  # seconds beyond twice what frames took lately, after which a worker gets no more operations
 
 # ── clock ──────────────────────────────────────────────────────────────────────────────────────────────────────
 CLOCK_BACKWARDS_MAX_S = 5  # seconds that the clock may stand before the newest audit entry
@@ -163,8 +168,8 @@ OPERATIONS_KEPT = 100_000  # op ids remembered, some 130 bytes each
 DISK_RESERVE_BYTES = 64 * 1024 * 1024  # bytes; below it the service says that it isn't ready, before commits fail
 STORE_STALL_S = 10.0  # seconds that a transaction may wait for lock and disk before the store is called stuck
 STORE_PROBE_BYTES = 64 * 1024  # bytes of pages that a health check asks for when room was short; a commit takes 10–20
-STORE_PROBE_S = 5.0  # seconds that a health check waits for the commit that tells whether there is room again
-STORE_PROBE_EVERY_S = 1.0  # seconds without a commit after which health tries one: only that tells that a disk writes
+STORE_PROBE_S = 1.3  # seconds that a health check waits for the commit that tells whether there is room again
+STORE_PROBE_EVERY_S = 0.5  # seconds without a commit after which health tries one: only that tells that a disk writes
 POSTGRES_CONNECTIONS = 6  # a process, to read
 POSTGRES_WRITERS = 2  # connections a process for commits, that no read may use; a node of three processes takes 27
 POSTGRES_CONNECT_S = 2.0  # seconds to reach one server, check it and see one commit reach its standbys

@@ -51,6 +51,11 @@ class Listeners:
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
 
+    @property
+    def closed(self) -> bool:
+        """Whether the process is about to end."""
+        return self._closed
+
     @contextmanager
     def listen(self, store: Store, key: bytes) -> Iterator[Listener]:
         """A listener of the record at ``key``, an event log's head. Raises Unavailable ``stream.many``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import pwd
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,7 +43,12 @@ class ServiceSettings(_Table, frozen=True, kw_only=True):
 
 
 class HsmSettings(_Table, frozen=True, kw_only=True):
-    """Any PKCS#11 module. ``pin`` is a source: ``file:``, ``credential:``, ``env:`` or ``prompt``."""
+    """Any PKCS#11 module. ``pin`` is a source: ``file:``, ``credential:``, ``env:`` or ``prompt``.
+
+    For HSM workers of a user of their own (deploy/operating.md): ``sockets``, the folder of their sockets, ``lock``,
+    the file that whoever changes the token holds (both under service.run unless told), and ``clients``, the users, by
+    name or number, who may connect besides.
+    """
 
     module: str
     token: str = "keypeer"  # noqa: S105 - a token's label is no secret
@@ -50,6 +56,9 @@ class HsmSettings(_Table, frozen=True, kw_only=True):
     workers: Workers = 2
     environment: dict[str, str] = {}
     recycle_after: Annotated[int, Meta(ge=1)] | None = None
+    sockets: str = ""
+    lock: str = ""
+    clients: tuple[str, ...] = ()
 
 
 class StoreSettings(_Table, frozen=True, kw_only=True):
@@ -194,10 +203,6 @@ class Home:
         named = {name: getattr(table, name) for name in table.__struct_fields__}
         return {name: Rate(each.rate, each.burst) for name, each in named.items()}
 
-    def processes(self) -> tuple[str, ...]:
-        """The names of the service's own processes below its supervisor."""
-        return (*(f"web-{index}" for index in range(self.settings.service.workers)), "background")
-
     def webhooks(self) -> tuple[Webhook, ...]:
         """Whom to tell of events, each with his secret (Standard Webhooks: base64 behind ``whsec_``)."""
         return tuple(Webhook(each.url, self._webhook_secret(each.secret)) for each in self.settings.webhook)
@@ -217,14 +222,26 @@ class Home:
 
     def hsm_sockets(self) -> tuple[Path, ...]:
         """One Unix socket for each HSM worker."""
-        longest = len(os.fsencode(self.run)) + len("/command-4194304.sock")
-        if longest > UNIX_PATH_BYTES_MAX:
-            raise BadRequest(
-                "settings.run",
-                f"{self.run} is too long for Unix sockets in it ({longest} bytes)",
-                hint=f"let service.run name a folder whose path has {UNIX_PATH_BYTES_MAX - 21} bytes at most",
-            )
-        return tuple(self.run / f"hsm-{index}.sock" for index in range(self.settings.hsm.workers))
+        folder = self.path(self.settings.hsm.sockets or self.settings.service.run)
+        for each in (self.run, folder):
+            longest = len(os.fsencode(each)) + len("/command-4194304.sock")
+            if longest > UNIX_PATH_BYTES_MAX:
+                raise BadRequest(
+                    "settings.run",
+                    f"{each} is too long for Unix sockets in it ({longest} bytes)",
+                    hint="let service.run and hsm.sockets name folders whose paths have "
+                    f"{UNIX_PATH_BYTES_MAX - 21} bytes at most",
+                )
+        return tuple(folder / f"hsm-{index}.sock" for index in range(self.settings.hsm.workers))
+
+    @property
+    def token_lock(self) -> Path:
+        """What whoever changes the token holds (hsm_adapter/lock.py): one file for workers and commands."""
+        return self.path(self.settings.hsm.lock) if self.settings.hsm.lock else self.run / "token.lock"
+
+    def hsm_clients(self) -> tuple[int, ...]:
+        """The uids of ``hsm.clients``. Raises BadRequest ``settings.hsm_clients``."""
+        return tuple(map(_uid, self.settings.hsm.clients))
 
     def hsm_worker(self, socket: Path) -> dict[str, object]:
         """The settings of one HSM worker (hsm_adapter/settings.py)."""
@@ -240,6 +257,7 @@ class Home:
             "token_label": hsm.token,
             "pin": pin,
             "socket": str(socket),
+            "lock": str(self.token_lock),
             "environment": {key: self._expand(value) for key, value in hsm.environment.items()},
             "exit_with_parent": True,
             "parent": os.getpid(),
@@ -251,6 +269,15 @@ class Home:
     def _expand(self, value: str) -> str:
         # `{home}` lets a settings file name SOFTHSM2_CONF without knowing where it will be unpacked.
         return value.replace("{home}", str(self.folder.absolute()))
+
+
+def _uid(user: str) -> int:
+    try:
+        return int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise BadRequest(
+            "settings.hsm_clients", f"there is no user {user!r}", hint="make it, or mend hsm.clients in the settings"
+        ) from None
 
 
 def default_folder() -> Path:

@@ -1,7 +1,8 @@
 """`keypeer serve`: starts web, background and HSM workers, replaces those that die or hang, stops them together.
 
 The listening sockets are made here and stay open here: connections that wait in one while its worker restarts are
-served by the next worker.
+served by the next worker. Sockets that a service manager opened go before (sd_listen_fds(3)): they outlive all of this.
+With ``--role`` one kind of worker runs alone, under a user of its own (deploy/operating.md).
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ import structlog
 from hsm_adapter import framing
 from hsm_adapter.pin import Pin, read_pin
 from hsm_adapter.protocol import Ping
+from hsm_adapter.systemd import VARIABLES, Manager, inherited_listeners
 from kms import limits
 from kms.errors import BadRequest
 from kms.heartbeats import Heartbeats
+from kms.roles import Role, other_schema, processes
 from kms.settings import Home
 from kms.web import metrics
 
 _log = structlog.get_logger("keypeer.supervisor")
+
 _WEB, _BACKGROUND, _HSM = range(3)  # the order in which they are stopped
 
 
@@ -56,10 +60,13 @@ class Supervisor:
         self._workers = tuple(workers)
         self._heartbeats = heartbeats
         self._metrics = metrics_folder
-        self._environment = {**os.environ, metrics.FOLDER_VARIABLE: str(metrics_folder)}
+        inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+        self._environment = {**inherited, metrics.FOLDER_VARIABLE: str(metrics_folder)}
         # Web workers hold no PIN, so they don't inherit one either.
         self._without_pin = {name: value for name, value in self._environment.items() if name != pin_variable}
         self._stopping = asyncio.Event()
+        self._manager = Manager()
+        self._hopeless = False
 
     def stop(self) -> None:
         """Asks every worker to finish."""
@@ -67,17 +74,37 @@ class Supervisor:
 
     async def run(self) -> None:
         """Runs until stopped; every worker has ended when it returns. A bug in here ends the service, loudly: workers
-        that nobody replaces would be found out much later."""
+        that nobody replaces would be found out much later. Raises BadRequest when the store is of another version."""
         try:
             async with asyncio.TaskGroup() as keepers:
                 for worker in self._workers:
                     keepers.create_task(self._keep(worker))
                     keepers.create_task(self._watch(worker) if worker.socket is not None else self._listen(worker))
+                keepers.create_task(self._tell())
                 await self._stopping.wait()
+                self._manager.stopping()
                 await self._end()
         finally:
             for worker in self._workers:
                 _signal(worker, signal.SIGKILL)
+        if self._hopeless:
+            raise other_schema()
+
+    async def _tell(self) -> None:
+        """The service manager's view: ready when somebody serves, alive while this loop goes round and does its work,
+        which is to replace those whose loops don't."""
+        names, told, ready = self._heartbeats.names, "", False
+        while not self._stopping.is_set():
+            serving = [name for name in names if self._heartbeats.serves(name)]
+            status = f"{len(serving)} of {len(names)} processes serve"
+            if serving and not ready:
+                self._manager.ready(status)
+            elif status != told:
+                self._manager.status(status)
+            told, ready = status, ready or bool(serving)
+            if any(self._heartbeats.silence(name) < limits.WORKER_START_DEADLINE_S for name in names):
+                self._manager.alive()
+            await _sleep(self._stopping, limits.SERVING_LOOK_S)
 
     async def _end(self) -> None:
         """Web workers first, with the time that open requests have, then the background process, then the HSM workers
@@ -103,6 +130,9 @@ class Supervisor:
                 _signal(worker, signal.SIGTERM)
             code = await worker.process.wait()
             metrics.worker_died(self._metrics, worker.process.pid)
+            if code == os.EX_CONFIG and worker.socket is None:
+                self._hopeless = True
+                self.stop()
             if self._stopping.is_set():
                 return
             lived = time.monotonic() - started
@@ -241,12 +271,12 @@ def hsm_workers(home: Home) -> list[Worker]:
     return workers
 
 
-def web_workers(home: Home, sockets: Sequence[socket.socket], heartbeats: int) -> list[Worker]:
+def web_workers(home: Home, role: Role, sockets: Sequence[socket.socket], heartbeats: int) -> list[Worker]:
     """One web worker for each listening socket; ``heartbeats`` is the descriptor of their signs of life."""
     return [
         Worker(
             f"web-{index}",
-            (*_child("worker", home, heartbeats), str(index), str(listener.fileno())),
+            (*_child("worker", home, role, heartbeats), str(index), str(listener.fileno())),
             files=(heartbeats, listener.fileno()),
             stage=_WEB,
         )
@@ -254,26 +284,36 @@ def web_workers(home: Home, sockets: Sequence[socket.socket], heartbeats: int) -
     ]
 
 
-def background_worker(home: Home, heartbeats: int) -> Worker:
+def background_worker(home: Home, role: Role, heartbeats: int) -> Worker:
     """The process that does periodic and long work."""
-    return Worker("background", _child("background", home, heartbeats), files=(heartbeats,), stage=_BACKGROUND)
+    return Worker("background", _child("background", home, role, heartbeats), files=(heartbeats,), stage=_BACKGROUND)
 
 
-def _child(kind: str, home: Home, heartbeats: int) -> tuple[str, ...]:
-    return sys.executable, "-m", "kms", kind, str(home.folder), str(os.getpid()), str(heartbeats)
+def _child(kind: str, home: Home, role: Role, heartbeats: int) -> tuple[str, ...]:
+    return sys.executable, "-m", "kms", kind, str(home.folder), role.value, str(os.getpid()), str(heartbeats)
 
 
-async def supervise(home: Home, ready: Callable[[], None]) -> None:
-    """The whole service, until SIGTERM or SIGINT; ``ready`` is called when its workers have been started."""
+def web_sockets(home: Home) -> list[socket.socket]:
+    """One listening socket for each web worker: those handed over, shared out among them, or fresh ones."""
+    count, inherited = home.settings.service.workers, inherited_listeners()
+    if inherited:
+        return [inherited[index % len(inherited)] for index in range(count)]
     refuse_second(home.address)
+    return listeners(home.address, count)
+
+
+async def supervise(home: Home, role: Role, ready: Callable[[], None]) -> None:
+    """The whole service, or its web workers alone, until SIGTERM or SIGINT; ``ready`` is called when its workers have
+    been started."""
+    sockets = web_sockets(home)
     home.webhooks()  # a secret that is none is told now, not when the background process reads it
-    sockets = listeners(home.address, home.settings.service.workers)
     folder = home.run / "metrics"
     metrics.clear(folder)
     source, _, variable = home.settings.hsm.pin.partition(":")
-    heartbeats = Heartbeats.make(home.processes())
-    ours = [*web_workers(home, sockets, heartbeats.descriptor), background_worker(home, heartbeats.descriptor)]
-    workers = [*hsm_workers(home), *ours]
+    heartbeats = Heartbeats.make(processes(home, role))
+    workers = web_workers(home, role, sockets, heartbeats.descriptor)
+    if role is Role.ALL:
+        workers = [*hsm_workers(home), *workers, background_worker(home, role, heartbeats.descriptor)]
     supervisor = Supervisor(workers, heartbeats, folder, variable if source == "env" else "")
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -27,7 +27,7 @@ def run_adapter(home: Home, command: str, arguments: Sequence[str], secret: byte
     variables = {str(key): str(value) for key, value in environment.items()} if isinstance(environment, dict) else {}
     line = [sys.executable, "-m", f"hsm_adapter.{command}", "--module", str(worker["module"])]
     line += ["--label", str(worker["token_label"]), "--pin", str(worker["pin"])]
-    line += ["--lock", str(home.run / "token.lock"), *arguments]
+    line += ["--lock", str(home.token_lock), *arguments]
     try:
         result = subprocess.run(
             line,

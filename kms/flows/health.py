@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Mapping
+
 from keypeer.wire.messages import HealthCheck, Readiness
 from kms import limits
 from kms.audit.record import decode_record
@@ -10,13 +13,57 @@ from kms.errors import KeypeerError
 from kms.flows.context import Context
 from kms.records import CHECKPOINTS, JOB_NOTES
 
+_Task = asyncio.Task[tuple[HealthCheck, ...]]
+_PLAIN = frozenset({"store", "clock"})
+_SEALED = frozenset({"rollback", "log", "jobs"})  # to read sealed records takes the HSM
+_NEEDED = frozenset({"store", "rollback", "clock", "audit", "log"})  # what a release needs, besides the HSM
+
 
 async def readiness(ctx: Context) -> Readiness:
-    """All checks; ready when every one is good."""
-    checks = (await _hsm(ctx), await _store(ctx), await _rollback(ctx), await _clock(ctx), await _log(ctx))
+    """All checks; ready when every one is good. One that doesn't answer in limits.HEALTH_CHECK_S is bad; one that only
+    waits for the HSM, while no worker of it is healthy, is left out."""
+    asked = {"store": _one(_store(ctx)), "rollback": _one(_rollback(ctx)), "clock": _one(_clock(ctx))}
+    asked |= {"log": _one(_log(ctx)), "jobs": _jobs(ctx)}
+    tasks = {name: asyncio.create_task(check) for name, check in asked.items()}
+    try:
+        hsm = await _wait(ctx, tasks)
+        told = [task.result() if task.done() else _late(name, hsm) for name, task in tasks.items()]
+    finally:
+        for task in tasks.values():
+            task.cancel()
+    found = [check for checks in told for check in checks]
+    checks = [hsm, *(check for check in found if check.id in _NEEDED)]
     # A job that fails is shown, but stops no release; nor does one process of several that stands still.
-    shown = (*_processes(ctx), *await _jobs(ctx))
+    shown = (*_processes(ctx), *(check for check in found if check.id not in _NEEDED))
     return Readiness(ready=all(check.ok for check in checks), checks=(*checks, *shown))
+
+
+async def _wait(ctx: Context, tasks: Mapping[str, _Task]) -> HealthCheck:
+    """Until all are done, or as long as there is a use in it; how the HSM is then."""
+    pending = set(tasks.values())
+    try:
+        async with asyncio.timeout(limits.HEALTH_CHECK_S):
+            while pending:
+                await asyncio.wait(pending, timeout=limits.HEALTH_LOOK_S)
+                sealed = _SEALED if (await _hsm(ctx)).ok else frozenset[str]()
+                pending = {
+                    task for name, task in tasks.items() if not task.done() and (name in sealed or name in _PLAIN)
+                }
+    except TimeoutError:
+        pass
+    return await _hsm(ctx)
+
+
+async def _one(check: Awaitable[HealthCheck]) -> tuple[HealthCheck, ...]:
+    return (await check,)
+
+
+def _late(name: str, hsm: HealthCheck) -> tuple[HealthCheck, ...]:
+    """Instead of a check that isn't done."""
+    if name not in _NEEDED or (name in _SEALED and not hsm.ok):
+        return ()
+    found = f"no answer in {limits.HEALTH_CHECK_S} s"
+    return (HealthCheck(id=name, ok=False, found=found, mend="see the other checks, and the service's log"),)
 
 
 async def _hsm(ctx: Context) -> HealthCheck:

@@ -45,6 +45,7 @@ class LmdbStore:
         self._writer = LmdbWriter(place)
         self._groups = GroupWriter(self._writer.write)
         self._watchers = Watchers(self._changes_since)
+        self._mending = asyncio.get_running_loop().create_task(self._mend(), name="store mending")
 
     @classmethod
     def open(cls, folder: Path, *, map_size: int) -> LmdbStore:
@@ -148,6 +149,14 @@ class LmdbStore:
             reason = await self._probe()
         return Health(not reason, reason, used, self._place.map_size)
 
+    async def _mend(self) -> None:
+        """Opens a dead environment anew once its disk works. It answers no read until then, so nobody may ever come as
+        far as a commit."""
+        while True:
+            await asyncio.sleep(limits.STORE_PROBE_EVERY_S)
+            if self._writer.in_doubt:
+                await self._probe()
+
     async def _probe(self) -> str:
         """Why a commit fails now; empty when one of common size succeeds, which changes nothing but the version."""
         try:
@@ -156,10 +165,11 @@ class LmdbStore:
         except KeypeerError as error:
             return error.detail
         except TimeoutError:
-            return f"a commit in {self._place.folder} took more than {limits.STORE_PROBE_S:.0f} s"
+            return f"a commit in {self._place.folder} took more than {limits.STORE_PROBE_S} s"
         return self._writer.trouble
 
     async def close(self) -> None:
+        self._mending.cancel()
         self._watchers.close()
         await self._groups.close()
         self._place.close()

@@ -77,7 +77,7 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def application(ctx: Context, metrics: Metrics, limiter: Limiter) -> web.Application:
     """The whole HTTP face over the service's parts."""
-    app = web.Application(client_max_size=limits.BODY_BYTES_MAX, middlewares=[_outer])
+    app = web.Application(client_max_size=limits.BODY_BYTES_MAX, middlewares=[_outer(ctx)])
     for route in ROUTES:
         path = route.path.replace(f"{{{route.rest}}}", f"{{{route.rest}:.+}}") if route.rest else route.path
         app.router.add_route(route.method, path, _handler(ctx, metrics, limiter, route))
@@ -208,9 +208,21 @@ def _problem(error: KeypeerError, request: web.Request) -> web.Response:
     return web.Response(body=_encode(problem(error)), status=error.status, headers=headers, content_type=CONTENT_TYPE)
 
 
-@web.middleware
-async def _outer(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """aiohttp's own refusals (no such route) and bugs, as problem documents."""
+def _outer(ctx: Context) -> Any:
+    """aiohttp's own refusals (no such route) and bugs, as problem documents; and, when the process is about to end, the
+    end of the connection with its answer."""
+
+    @web.middleware
+    async def outer(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        response = await _caught(request, handler)
+        if ctx.listeners.closed and not response.prepared:
+            response.force_close()
+        return response
+
+    return outer
+
+
+async def _caught(request: web.Request, handler: _Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPException as error:

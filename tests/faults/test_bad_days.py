@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
+import msgspec
 import pytest
 
 from kms import limits
@@ -130,6 +131,28 @@ def test_every_flipped_bit_of_a_record_that_decides_is_found(copy: Path, worker:
         write(copy, good)
         assert {key.decode() for key in spoiled} <= found
     assert not look(copy, worker).failures
+
+
+def test_records_with_more_fields_and_with_fewer_are_read(copy: Path) -> None:
+    """What deploy/operating.md promises of versions that share a schema: fields are appended, with defaults."""
+    kinds = {kind.prefix: kind for kind in (*Kind.every, SIGNING_KEYS)}
+    seen = set()
+    for key, row in rows(copy).items():
+        if (kind := kinds.get(kind_of(key))) is None:
+            continue
+        payload = row[8 + 36 if kind.sealed else 8 :]  # behind the store's version number, and the seal
+        fields = msgspec.msgpack.decode(payload)
+        known = kind.decoder.decode(payload)
+        newer = msgspec.msgpack.encode([*fields, {"of": "a newer keypeer"}])
+        assert kind.decoder.decode(newer) == known
+        shape = msgspec.structs.fields(known)
+        first = next((at for at, each in enumerate(shape) if not each.required), len(shape))
+        older = kind.decoder.decode(msgspec.msgpack.encode(fields[:first]))
+        assert [getattr(older, each.name) for each in shape[:first]] == [
+            getattr(known, each.name) for each in shape[:first]
+        ]
+        seen.add(kind.prefix)
+    assert len(seen) >= 12, "the service kept too few kinds to say much"
 
 
 def test_two_records_of_a_kind_swapped_are_both_found(copy: Path, worker: RunningWorker) -> None:

@@ -118,3 +118,17 @@ def test_the_openapi_document_is_valid_and_whole(service: Service) -> None:
     release = document["paths"]["/v1/vms/{vm}/key/release"]["post"]
     assert release["security"] == [{"client-certificate": []}]
     assert "application/problem+json" in release["responses"]["default"]["content"]
+
+
+def test_a_role_that_can_not_be_played_is_refused_in_words(tmp_path: Path) -> None:
+    stopped = initialised_service(tmp_path / "kp")
+    settings = stopped.folder / "keypeer.toml"
+    settings.write_text(settings.read_text().replace("[hsm]", '[hsm]\nclients = ["nobody-of-that-name"]', 1))
+    for arguments, words in (
+        (("--worker", "0"), "usage.worker"),
+        (("--role", "hsm"), "usage.worker"),
+        (("--role", "hsm", "--worker", "2"), "settings.hsm_workers: there is no HSM worker 2"),
+        (("--role", "hsm", "--worker", "0"), "settings.hsm_clients: there is no user 'nobody-of-that-name'"),
+    ):
+        done = stopped.keypeer("serve", *arguments, check=False)
+        assert (done.returncode, words in done.stderr) == (3, True), done.stderr
