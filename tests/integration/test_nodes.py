@@ -22,6 +22,7 @@ from keypeer.client import AsyncClient
 from keypeer.wire import messages as m
 from tests.support.officers import Officer, first_officer
 from tests.support.postgres import Cluster, cluster
+from tests.support.preload import compiled
 from tests.support.service import (
     Caller,
     Host,
@@ -286,3 +287,31 @@ def test_two_nodes_under_load_go_on_after_their_primary_is_killed(
         load.judge(node)
         assert moved(node, host).release("vm-owned") == key
         assert moved(node, other).try_release("vm-owned").reason_ids == ["lease.held"]  # no second owner
+
+
+def test_a_node_whose_clock_is_minutes_behind_is_not_ready_and_gives_no_second_host_the_vm(
+    nodes: tuple[Service, Service], tmp_path: Path
+) -> None:
+    first, second = nodes
+    create_vm(first, "vm-clock")
+    host, other = good_host(first, "clock-owner"), good_host(first, "clock-other")
+    host.attest()
+    other.attest()
+    key = host.release("vm-clock")
+    control = tmp_path / "clock"
+    control.write_text("-180")
+    second.stop()
+    second.environment = {"LD_PRELOAD": str(compiled("shifted_clock", tmp_path)), "SHIFTED_CLOCK": str(control)}
+    second.launch()
+    try:
+        second.wait_ready(statuses=(503,))
+        (wrong,) = [each for each in second.caller("anyone").get("/readyz").body["checks"] if not each["ok"]]
+        assert wrong["id"] == "clock"
+        assert "before the newest audit entry" in wrong["found"]
+        assert first.caller("anyone").get("/readyz").status == 200
+        assert moved(second, other).try_release("vm-clock").status == 403
+        assert moved(first, host).release("vm-clock") == key
+    finally:
+        second.stop()
+        second.environment = {}
+        second.start()
