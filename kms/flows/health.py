@@ -120,7 +120,7 @@ async def _clock(ctx: Context) -> HealthCheck:
         found=f"clock and audit log agree; {head.size} entries"
         if ok
         else f"the clock stands {behind:.0f} s before the newest audit entry",
-        mend="" if ok else "set the clock (NTP) and look into who set it back",
+        mend="" if ok else "set the clock (NTP) and look into who set it back; of several nodes, another may be ahead",
     )
 
 
