@@ -178,6 +178,7 @@ POSTGRES_COMMIT_S = 5.0  # seconds for one statement of a commit; after COMMIT w
 POSTGRES_LOCK_S = 4.0  # seconds that a commit waits for other nodes' before nothing is applied; < POSTGRES_COMMIT_S
 POSTGRES_IDLE_S = 5.0  # seconds that a node may hold the lock without a word (it is frozen, or cut off)
 POSTGRES_PROBE_S = 1.5  # seconds that a health check waits for its commit; the whole check answers in 2
+POSTGRES_CLOCK_APART_S = 2.0  # seconds between a node's clock and the primary's; NTP keeps them within milliseconds
 POSTGRES_READS_TOGETHER = 4  # batches of reads under way, each with one barrier
 POSTGRES_COPY_MIN = 500  # new records a transaction from which COPY is quicker than INSERT
 POSTGRES_LOOK_S = 1.0  # seconds between looks for changes when no notification came: one may be lost with its node

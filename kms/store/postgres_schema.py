@@ -109,7 +109,8 @@ RESOLVE = "SELECT version, log_size FROM keypeer.operations WHERE op_id = $1"
 
 # A statement of its own, since its snapshot must be taken once the lock is held.
 LOOK = """
-SELECT 0 AS kind, peaks AS name, ARRAY[version, log_size, changed_keys, operations] AS numbers,
+SELECT 0 AS kind, peaks AS name, ARRAY[version, log_size, changed_keys, operations,
+       (extract(epoch FROM clock_timestamp()) * 1000)::bigint] AS numbers,
        current_setting('synchronous_standby_names')::bytea AS value FROM keypeer.state
 UNION ALL SELECT 1, op_id, ARRAY[version, log_size], NULL FROM keypeer.operations WHERE op_id = ANY($1::bytea[])
 UNION ALL SELECT 2, key, ARRAY[version], NULL FROM keypeer.records WHERE key = ANY($2::bytea[])

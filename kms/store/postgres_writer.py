@@ -166,14 +166,17 @@ class PostgresWriter:
     async def _look(self, session: Session, group: Sequence[Commit]) -> Found:
         wanted = asked(group)
         arguments = (wanted.operations, wanted.checked, wanted.counted)
+        asked_at = time.time()
         rows = await session.fetch(sql.LOOK, *arguments, within=limits.POSTGRES_COMMIT_S)
+        answered_at = time.time()
         found = Found(State())
         for kind, name, numbers, value in rows:
             if kind == 0:
                 quorum = self._server.quorum(value.decode())  # it may have been emptied since we connected
                 if not quorum.ok:
                     raise Unavailable(quorum.id, quorum.found, hint=quorum.mend)
-                version, log_size, changed_keys, operations = numbers
+                version, log_size, changed_keys, operations, milliseconds = numbers
+                _refuse_apart(asked_at - milliseconds / 1000, milliseconds / 1000 - answered_at)
                 found.state = State(version, log_size, name, changed_keys, operations)
             elif kind == 1:
                 found.operations[name] = Committed(*numbers)
@@ -196,6 +199,18 @@ class PostgresWriter:
     def _unknown(self, group: Sequence[Commit], why: str) -> list[Result]:
         self.trouble = f"{self._server.address}: a commit's outcome is unknown: {why}"
         return [Unknown(change.op_id) for change in group]
+
+
+def _refuse_apart(ahead: float, behind: float) -> None:
+    """A node whose clock is ahead would take other nodes' leases for ended, and give their VMs away; one that is behind
+    would keep what has ended. So it commits nothing. All nodes are held against one clock, the primary's."""
+    seconds = max(ahead, behind)
+    if seconds > limits.POSTGRES_CLOCK_APART_S:
+        raise Unavailable(
+            "store.clock",
+            f"this node's clock is {seconds:.0f} s {'ahead of' if ahead > behind else 'behind'} the database server's",
+            hint="set both by NTP; nothing is committed here until they agree",
+        )
 
 
 def _deliver(group: Sequence[_Pending], results: Sequence[Result]) -> None:
