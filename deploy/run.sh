@@ -4,26 +4,32 @@
 #
 #   deploy/run.sh           set up, show, and go on serving until Ctrl-C
 #   deploy/run.sh --once    set up, show, stop; exit 0 when all went as it should, 1 on any surprise
+#   deploy/run.sh --postgres [--once]   the same on three PostgreSQL servers, with two service nodes, one for each host
 #
 # State is kept in $KEYPEER_HOME (.keypeer in the checkout unless set) and found again by the next start.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-once=false
-case "${1:-}" in
-    --once) once=true ;;
-    "") ;;
-    *) die "usage: deploy/run.sh [--once]" ;;
-esac
+once=false postgres=false
+for option in "$@"; do
+    case "$option" in
+        --once) once=true ;;
+        --postgres) postgres=true ;;
+        *) die "usage: deploy/run.sh [--postgres] [--once]" ;;
+    esac
+done
 
 set_up
 cd "$KEYPEER_ROOT"
-export KEYPEER_HOME=${KEYPEER_HOME:-$KEYPEER_ROOT/.keypeer}
+$postgres && folder=.keypeer-postgres || folder=.keypeer
+export KEYPEER_HOME=${KEYPEER_HOME:-$KEYPEER_ROOT/$folder}
+PORT=${KEYPEER_PORT:-8443}
 . deploy/demo-hosts.sh
+. deploy/demo-postgres.sh
 
 LOG=$KEYPEER_HOME/service.log
-PORT=${KEYPEER_PORT:-8443}
 SERVER=https://localhost:$PORT
+SECOND=$SERVER
 POLICY=eu-production
 BASELINE=demo-boot
 VM=demo-vm
@@ -53,17 +59,33 @@ start_service() {
     say "making the token, the HSM's keys and the first certificates (what is there stays)"
     softhsm/init-token.sh "$KEYPEER_HOME/token" >&2
     keypeer init --module "$(softhsm_module)" --pin file:token/pin --so-pin file:token/so-pin \
-        --env 'SOFTHSM2_CONF={home}/token/softhsm2.conf' --listen "127.0.0.1:$PORT"
+        --env 'SOFTHSM2_CONF={home}/token/softhsm2.conf' --listen "127.0.0.1:$PORT" ${STORE:+--store "$STORE"}
     grep -q "^listen = \"127.0.0.1:$PORT\"" "$KEYPEER_HOME/keypeer.toml" ||
         die "$KEYPEER_HOME listens on another port than $PORT: set KEYPEER_PORT as it was, or change service.listen there"
-    say "starting the service on $SERVER"
-    keypeer serve 2>>"$LOG" 9>&- &
-    service=$!
-    children+=("$service")
+    serve "$KEYPEER_HOME" "$SERVER"
+    service=$served
+}
+
+# Another node: the same settings, token and store, a port and a run folder of its own (deploy/postgres.md).
+start_second_node() {
+    local node=$KEYPEER_HOME/node-2
+    SECOND=https://localhost:$((PORT + 1))
+    mkdir -p "$node"
+    cp -R "$KEYPEER_HOME/tls" "$KEYPEER_HOME/vendor-cas" "$KEYPEER_HOME/postgres" "$node"
+    sed -e "s|^listen = .*|listen = \"127.0.0.1:$((PORT + 1))\"|" -e "s|file:token/|file:$KEYPEER_HOME/token/|g" \
+        -e "s|{home}/token|$KEYPEER_HOME/token|g" "$KEYPEER_HOME/keypeer.toml" >"$node/keypeer.toml"
+    serve "$node" "$SECOND"
+}
+
+serve() {
     local tries
+    say "starting the service on $2"
+    KEYPEER_HOME=$1 keypeer serve 2>>"$LOG" 9>&- &
+    served=$!
+    children+=("$served")
     for tries in $(seq 150); do
-        curl --silent --fail --cacert "$KEYPEER_HOME/tls/ca.pem" "$SERVER/readyz" >/dev/null && return
-        kill -0 "$service" 2>/dev/null || surprise "the service ended"
+        curl --silent --fail --cacert "$KEYPEER_HOME/tls/ca.pem" "$2/readyz" >/dev/null && return
+        kill -0 "$served" 2>/dev/null || surprise "the service ended"
         sleep 0.2
     done
     surprise "the service isn't ready after 30 s"
@@ -80,10 +102,10 @@ softhsm_module() {
 # A host's whole way in: enrol, officer's approval, geo-tag. Each step is taken when it is missing, so that a run that was
 # interrupted is mended by the next.
 introduce_host() {
-    local host=$1 country=$2 place=$3 folder=$KEYPEER_HOME/agents/$1 known
+    local host=$1 country=$2 place=$3 server=$4 folder=$KEYPEER_HOME/agents/$1 known
     if [ ! -f "$folder/host.crt" ]; then
         say "enrolling $host"
-        keypeer agent enrol --server "$SERVER" --ca "$KEYPEER_HOME/tls/ca.pem" --host "$host" \
+        keypeer agent enrol --server "$server" --ca "$KEYPEER_HOME/tls/ca.pem" --host "$host" \
             --tcti "$(tcti "$host")" --folder "$folder" >&2
     fi
     known=$(keypeer host show "$host" --json)
@@ -136,13 +158,18 @@ exec 9>"$KEYPEER_HOME/lock"
 flock --nonblock 9 || die "another deploy/run.sh uses $KEYPEER_HOME; stop it, or set KEYPEER_HOME and KEYPEER_PORT"
 start_tpm fra-1
 start_tpm iad-1
+if $postgres; then start_postgres; fi
 start_service
-introduce_host fra-1 DE "Frankfurt am Main"
-introduce_host iad-1 US "Ashburn, Virginia"
+if $postgres; then start_second_node; fi
+introduce_host fra-1 DE "Frankfurt am Main" "$SERVER"
+introduce_host iad-1 US "Ashburn, Virginia" "$SECOND"
 prepare_policy
 granted=$(show_granted)
 denied=$(show_denied)
 
+if $postgres; then
+    granted+=" node=$SERVER" denied+=" node=$SECOND"
+fi
 if $once; then
     printf '%s\n%s\n' "$granted" "$denied"
     exit 0

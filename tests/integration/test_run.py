@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -55,10 +56,10 @@ def environment(home: Path) -> dict[str, str]:
     return {**os.environ, "KEYPEER_HOME": str(home / "kp"), "KEYPEER_PORT": str(free_port()), "NO_COLOR": "1"}
 
 
-def once(environment: dict[str, str]) -> tuple[list[str], float]:
+def once(environment: dict[str, str], *options: str) -> tuple[list[str], float]:
     started = time.monotonic()
     done = subprocess.run(
-        [str(RUN), "--once"], env=environment, capture_output=True, text=True, timeout=START_S, check=False
+        [str(RUN), *options, "--once"], env=environment, capture_output=True, text=True, timeout=START_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines(), time.monotonic() - started
@@ -74,6 +75,26 @@ def test_once_ends_with_one_granted_and_one_denied(environment: dict[str, str]) 
     again, seconds = once(environment)
     assert again == lines, "the second start keeps the data: the same key"
     assert seconds < 20
+
+
+def test_three_postgresql_servers_and_two_nodes(environment: dict[str, str], tmp_path: Path) -> None:
+    """One command; the second start finds servers, keys and hosts again."""
+    port = free_port()
+    cut = environment | {"KEYPEER_HOME": str(tmp_path / "kp"), "KEYPEER_PORT": str(port)}
+    lines, _ = once(cut, "--postgres")
+    granted, denied = lines
+    assert re.fullmatch(rf"GRANTED host=fra-1 .* check-value=[0-9a-f]{{8}} node=https://localhost:{port}", granted)
+    assert denied.startswith("DENIED  host=iad-1 vm=demo-vm geo.country: ")
+    assert denied.endswith(f" node=https://localhost:{port + 1}")
+    assert once(cut, "--postgres")[0] == lines
+    shutil.rmtree(servers(cut))
+
+
+def servers(environment: dict[str, str]) -> Path:
+    """Where deploy/run.sh has its servers: it isn't in keypeer's own folder, which PostgreSQL's user may not enter."""
+    script = '. deploy/setup.sh; . deploy/demo-postgres.sh; printf %s "$PG_FOLDER"'
+    command = ["bash", "-c", f"PORT=1; {script}"]
+    return Path(subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout)
 
 
 def test_stopped_before_it_showed_anything_it_has_failed(environment: dict[str, str], tmp_path: Path) -> None:
