@@ -275,18 +275,35 @@ class Cluster:
         standby.stop()
         standby.start(**self._settings(standby), primary_conninfo=conninfo)
 
-    def stop(self) -> None:
+    def stop_all(self) -> None:
+        """Power off, data kept."""
         for server in self.servers:
             server.kill()
+
+    def stop(self) -> None:
+        self.stop_all()
+        for server in self.servers:
             shutil.rmtree(server.folder, ignore_errors=True)
 
 
 @functools.cache
-def shared_cluster() -> Cluster:
-    """For all tests that take it as it is."""
+def _shared() -> Cluster:
     made = Cluster("shared")
     made.start()
     atexit.register(made.stop)
+    return made
+
+
+def shared_cluster() -> Cluster:
+    """For all tests that take it as it is. Servers that something else on this machine ended are started again, and
+    what they said at their end is told."""
+    made = _shared()
+    for server in made.servers:
+        if server.process is not None and server.process.poll() is not None:
+            print(f"{server.folder} had ended: {server.log()}")
+            made.stop_all()
+            made.start()
+            break
     return made
 
 
