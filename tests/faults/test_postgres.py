@@ -493,8 +493,13 @@ def small_disk() -> Iterator[Path]:
 
 
 async def test_a_full_disk_refuses_whole_commits_and_mends(small_disk: Path) -> None:
-    primary = shared_cluster().primary
-    async with postgres_store(Path()) as store:
+    """On a server of its own: its log speaks of the small disk for as long as it lives."""
+    with server("disk") as primary:
+        await fill(primary, small_disk)
+
+
+async def fill(primary: PostgresServer, small_disk: Path) -> None:
+    async with postgres_store(Path(), primary.url(), single=True) as store:
         primary.sql(f"CREATE TABLESPACE small LOCATION '{small_disk}'")
         primary.sql("ALTER TABLE keypeer.records SET TABLESPACE small", "keypeer")
         try:
