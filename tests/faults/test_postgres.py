@@ -435,7 +435,6 @@ async def test_a_frozen_primary_is_noticed_and_left_and_serves_nothing_when_it_c
 async def test_a_primary_that_was_not_told_of_its_successor_answers_nothing_over_open_connections(
     three: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "POSTGRES_READ_S", 0.5)
     monkeypatch.setattr(limits, "POSTGRES_LOOK_S", 60.0)  # nothing but the test's own reads uses those connections
     old = three.primary
     async with postgres_store(Path(), old.url()) as left_behind:
@@ -446,6 +445,7 @@ async def test_a_primary_that_was_not_told_of_its_successor_answers_nothing_over
         async with postgres_store(Path(), three.primary.url()) as store:
             await put(store, (b"owner", b"host-2"))
         assert old.sql("SELECT convert_from(value, 'utf8') FROM keypeer.records", "keypeer") == "host-1"
+        monkeypatch.setattr(limits, "POSTGRES_READ_S", 0.5)  # from here on nothing is to be answered
         with pytest.raises(Unavailable):
             await left_behind.get(b"owner")
         doubtful = await asyncio.gather(left_behind.commit(Commit(op_id=b"op")), return_exceptions=True)
