@@ -1,0 +1,189 @@
+"""The role for hosts' agents, run by Ansible on this machine into folders of a test's own, with a software TPM."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from keypeer.agentd.settings import Hook, On, read_settings
+from keypeer.state import AgentState
+from tests.support.agents import Agent
+from tests.support.service import KEYPEER, Service, initialised_service
+from tests.support.swtpm import SwTpm, VendorCa, running_swtpm
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "deploy" / "ansible"
+ROLE = FOLDER / "roles" / "keypeer_agent"
+EXAMPLE: dict[str, Any] = yaml.safe_load((FOLDER / "inventory.example.yaml").read_text())
+_BIN = Path(sys.executable).parent
+
+
+def ansible(*arguments: str | Path, home: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "ANSIBLE_HOME": str(home), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_RETRY_FILES_ENABLED": "0"}
+    done = subprocess.run(
+        [str(_BIN / "ansible-playbook"), *map(str, arguments), str(FOLDER / "agents.yaml")],
+        cwd=FOLDER,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@dataclass
+class Target:
+    """A host that is this machine, and where the role puts things there."""
+
+    place: Path
+    service: Service
+    tpm: SwTpm
+    host: str = "fra-1"
+
+    @property
+    def folder(self) -> Path:
+        return self.place / "state"
+
+    @property
+    def etc(self) -> Path:
+        return self.place / "etc"
+
+    @property
+    def units(self) -> Path:
+        return self.place / "units"
+
+    @property
+    def socket(self) -> Path:
+        return self.tpm.folder / "agent.sock"  # short enough for a Unix socket
+
+    def run(self, *options: str) -> dict[str, int]:
+        """The playbook's recap."""
+        inventory = self.place / "inventory.yaml"
+        inventory.write_text(yaml.safe_dump({"kvm_hosts": {"hosts": {f"{self.host}.example": self.variables()}}}))
+        done = ansible("-i", inventory, *options, home=self.place / "ansible")
+        (recap,) = re.findall(rf"^{self.host}\.example\s+: (.*)$", done.stdout, re.MULTILINE)
+        return {name: int(count) for name, count in (pair.split("=") for pair in recap.split())}
+
+    def variables(self) -> dict[str, Any]:
+        self.units.mkdir(exist_ok=True)
+        return {
+            **EXAMPLE["kvm_hosts"]["vars"],
+            "ansible_connection": "local",
+            "ansible_become": False,
+            "ansible_python_interpreter": sys.executable,
+            "keypeer_agent_server": self.service.url,
+            "keypeer_agent_ca": str(self.service.ca),
+            "keypeer_agent_tcti": self.tpm.tcti,
+            "keypeer_agent_install": False,
+            "keypeer_agent_command": str(KEYPEER),
+            "keypeer_agent_folder": str(self.folder),
+            "keypeer_agent_etc": str(self.etc),
+            "keypeer_agent_units": str(self.units),
+            "keypeer_agent_socket": str(self.socket),
+            "keypeer_agent_start": False,
+        }
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What three runs said that they changed: one that only looks (--check), one, and the same again."""
+
+    target: Target
+    would: dict[str, int]
+    left: list[Path]  # what was there after the run that only looked
+    first: dict[str, int]
+    second: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    place = tmp_path_factory.mktemp("ansible")
+    vendor = VendorCa()
+    service = initialised_service(place / "kp")
+    (service.folder / "vendor-cas" / "vendor.pem").write_bytes(vendor.pem)
+    with ExitStack() as stack, running_swtpm(vendor) as tpm:
+        stack.callback(service.stop)
+        service.start()
+        target = Target(place, service, tpm)
+        would = target.run("--check")
+        left = [path for path in (target.folder, target.etc, *target.units.iterdir()) if path.exists()]
+        yield Runs(target, would, left, target.run(), target.run())
+
+
+def test_ansible_takes_the_playbook_and_the_example(tmp_path: Path) -> None:
+    done = ansible("-i", FOLDER / "inventory.example.yaml", "--syntax-check", home=tmp_path)
+    assert "playbook:" in done.stdout
+
+
+def test_a_host_is_enrolled_once_and_nothing_is_done_twice(runs: Runs) -> None:
+    target = runs.target
+    assert runs.first["changed"] > 0
+    assert (runs.second["changed"], runs.second["failed"]) == (0, 0)
+    known = json.loads(target.service.keypeer("host", "show", target.host, "--json").stdout)
+    assert known["status"] == "pending"
+    assert [entry["action"] for entry in target.service.audit()].count("host.enrol") == 1
+    assert target.folder.stat().st_mode & 0o777 == 0o700
+    assert AgentState.open(target.folder).settings.server == target.service.url
+
+
+def test_check_mode_tells_what_would_be_done_and_does_nothing(runs: Runs) -> None:
+    assert runs.would["changed"] == runs.first["changed"]
+    assert runs.left == []
+
+
+def test_the_agents_settings_are_what_the_inventory_says(runs: Runs) -> None:
+    settings = read_settings(runs.target.folder)
+    said = EXAMPLE["kvm_hosts"]["vars"]
+    assert settings.socket == str(runs.target.socket)
+    assert list(settings.allowed_uids) == said["keypeer_agent_allowed_uids"]
+    assert settings.hooks == msgspec.convert(said["keypeer_agent_hooks"], dict[str, Hook])
+    assert settings.on == msgspec.convert(said["keypeer_agent_on"], On)
+
+
+def test_the_unit_runs_the_agent_that_was_enrolled(runs: Runs) -> None:
+    target, unit = runs.target, "keypeer-agent.service"
+    assert (target.units / unit).read_text() == (ROOT / "deploy" / "systemd" / unit).read_text()
+    lines = (target.units / f"{unit}.d" / "paths.conf").read_text().splitlines()
+    (command,) = (line.removeprefix("ExecStart=") for line in lines if line.startswith("ExecStart=/"))
+    assert "ExecStart=" in lines  # forgets the unit's own
+    assert command.split() == [str(KEYPEER), "agent", "run", "--folder", str(target.folder)]
+    agent = Agent(target.service, target.host, target.folder, place=target.socket)
+    agent.start(ready=False)
+    try:
+        assert agent.status().host == target.host
+    finally:
+        agent.stop()
+
+
+def test_what_it_installs_agrees_with_the_project() -> None:
+    defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
+    listing = 'set -eu; . deploy/setup.sh; printf "%s\\n" "${PACKAGES[@]}"'
+    done = subprocess.run(["bash", "-c", listing], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert set(defaults["keypeer_agent_packages"]) <= set(done.stdout.split())
+    extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert set(defaults["keypeer_agent_extras"]) <= set(extras)
+    unit = (ROOT / "deploy" / "systemd" / "keypeer-agent.service").read_text()
+    assert f"--folder {defaults['keypeer_agent_folder']}\n" in unit
+
+
+def test_each_variable_is_described() -> None:
+    defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
+    options = yaml.safe_load((ROLE / "meta" / "argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+    used = set(re.findall(r"keypeer_agent_\w+", " ".join(path.read_text() for path in ROLE.glob("t*/*"))))
+    registered = {"keypeer_agent_brought", "keypeer_agent_installed", "keypeer_agent_enrolled"}
+    assert used - registered == set(options)
+    assert set(options) - set(defaults) == {"keypeer_agent_server", "keypeer_agent_ca", "keypeer_agent_wheel"}
