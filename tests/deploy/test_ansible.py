@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import yaml
 from keypeer.agentd.settings import Hook, On, read_settings
 from keypeer.state import AgentState
 from tests.support.agents import Agent
-from tests.support.service import KEYPEER, Service, initialised_service
+from tests.support.service import KEYPEER, Service
 from tests.support.swtpm import SwTpm, VendorCa, running_swtpm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +30,7 @@ _BIN = Path(sys.executable).parent
 
 
 def ansible(*arguments: str | Path, home: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "ANSIBLE_HOME": str(home), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_RETRY_FILES_ENABLED": "0"}
+    environment = {**os.environ, "ANSIBLE_HOME": str(home), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1"}
     done = subprocess.run(
         [str(_BIN / "ansible-playbook"), *map(str, arguments), str(FOLDER / "agents.yaml")],
         cwd=FOLDER,
@@ -110,15 +109,9 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    place = tmp_path_factory.mktemp("ansible")
-    vendor = VendorCa()
-    service = initialised_service(place / "kp")
-    (service.folder / "vendor-cas" / "vendor.pem").write_bytes(vendor.pem)
-    with ExitStack() as stack, running_swtpm(vendor) as tpm:
-        stack.callback(service.stop)
-        service.start()
-        target = Target(place, service, tpm)
+def runs(tmp_path_factory: pytest.TempPathFactory, node: Service, vendor: VendorCa) -> Iterator[Runs]:
+    with running_swtpm(vendor) as tpm:
+        target = Target(tmp_path_factory.mktemp("ansible"), node, tpm)
         would = target.run("--check")
         left = [path for path in (target.folder, target.etc, *target.units.iterdir()) if path.exists()]
         yield Runs(target, would, left, target.run(), target.run())

@@ -192,11 +192,10 @@ def database() -> Iterator[PostgresServer]:
     server.stop()
 
 
-def test_the_first_start_makes_a_service_that_is_healthy(tmp_path: Path, database: PostgresServer) -> None:
-    home, port, settings = tmp_path / "home", free_port(), tmp_path / "keypeer.toml"
-    text = (FOLDER / "keypeer.toml").read_text()
-    replaced = text.replace("0.0.0.0:8443", f"127.0.0.1:{port}").replace("/run/postgresql", str(database.folder))
-    settings.write_text(replaced)
+def test_the_first_start_is_the_first_only(tmp_path: Path, database: PostgresServer) -> None:
+    home, settings, text = tmp_path / "home", tmp_path / "keypeer.toml", (FOLDER / "keypeer.toml").read_text()
+    assert "/run/postgresql" in text
+    settings.write_text(text.replace("/run/postgresql", str(database.folder)))
     home.mkdir(mode=0o700)
     environment = {
         **os.environ,
@@ -211,16 +210,19 @@ def test_the_first_start_makes_a_service_that_is_healthy(tmp_path: Path, databas
         for _ in range(2)
     )
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert "issued the server certificate" in first.stderr
+    assert "issued the server certificate for localhost, 127.0.0.1, keypeer" in first.stderr
     assert "everything is there already" in second.stderr
+    pins = [home / "token" / name for name in ("pin", "so-pin")]
+    assert [path.stat().st_mode & 0o777 for path in pins] == [0o600, 0o600]
+    assert len({path.read_text() for path in pins}) == 2
 
+
+@pytest.mark.parametrize(("running", "status"), [(True, 0), (False, 1)])
+def test_the_health_check_tells(node: Service, running: bool, status: int) -> None:
     program, option, script = IMAGE.command("HEALTHCHECK")
     assert (program, option) == ("python3", "-c")
+    port = node.port if running else free_port()
     check = [sys.executable, option, script.replace(":8443/", f":{port}/")]
-    service = Service(home, port)
-    service.start()
-    try:
-        subprocess.run(check, env=environment, check=True, timeout=30)
-    finally:
-        service.stop()
-    assert subprocess.run(check, env=environment, check=False, capture_output=True, timeout=30).returncode == 1
+    environment = {**os.environ, "KEYPEER_HOME": str(node.folder)}
+    done = subprocess.run(check, env=environment, capture_output=True, timeout=30, check=False)
+    assert done.returncode == status, done.stderr

@@ -3,12 +3,8 @@ as they describe it."""
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +12,15 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from hsm_adapter.errors import Unusable
 from hsm_adapter.pin import read_pin
 from kms import limits
 from kms.settings import Home, read_home
 from kms.web.routing import Route
 from kms.web.server import ROUTES
 from tests.support.manifests import FOLDER, Manifest, base, containers, documents, one, pod_spec, trial
-from tests.support.postgres import PostgresServer, authority, free_ports
-from tests.support.service import Service, free_port
+from tests.support.pods import Pod
+from tests.support.service import Service
 
 INIT = documents(FOLDER / "initialise.yaml")[0]
 VERSIONS = ("1.30", "1.37")  # Kubernetes; the oldest that is supported for long anywhere, and the newest schemas
@@ -35,9 +32,9 @@ def statefulset() -> Manifest:
     return one(base(), "StatefulSet")
 
 
-def node() -> Manifest:
-    (container,) = pod_spec(statefulset())["containers"]
-    return dict(container)
+def container() -> Manifest:
+    (only,) = pod_spec(statefulset())["containers"]
+    return dict(only)
 
 
 def home_of(layer: str, folder: Path) -> Home:
@@ -108,7 +105,7 @@ def test_a_certificate_names_every_node_of_the_settings(tmp_path: Path) -> None:
 def test_one_port_all_the_way(layer: str, tmp_path: Path) -> None:
     address, port = home_of(layer, tmp_path).address
     assert address == "0.0.0.0"  # noqa: S104 - a pod's address isn't known before
-    assert {each["name"]: each["containerPort"] for each in node()["ports"]} == {"https": port}
+    assert {each["name"]: each["containerPort"] for each in container()["ports"]} == {"https": port}
     balanced, nodes = (one(base(), "Service", name)["spec"] for name in ("keypeer", "keypeer-nodes"))
     assert [(each["port"], each["targetPort"]) for each in balanced["ports"]] == [(443, "https")]
     assert [(each["port"], each["targetPort"]) for each in nodes["ports"]] == [(port, "https")]
@@ -117,7 +114,7 @@ def test_one_port_all_the_way(layer: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", PROBES)
 def test_probes_ask_routes_that_need_no_certificate(name: str) -> None:
-    probe = node()[name]
+    probe = container()[name]
     open_to_all = {route.path: route for route in ROUTES if route.method == "GET" and route.roles is None}
     assert isinstance(open_to_all[probe["httpGet"]["path"]], Route)
     assert (probe["httpGet"]["port"], probe["httpGet"]["scheme"]) == ("https", "HTTPS")
@@ -125,7 +122,7 @@ def test_probes_ask_routes_that_need_no_certificate(name: str) -> None:
 
 
 def test_only_readiness_hangs_on_store_and_hsm() -> None:
-    assert {name: node()[name]["httpGet"]["path"] for name in PROBES} == {
+    assert {name: container()[name]["httpGet"]["path"] for name in PROBES} == {
         "startupProbe": "/healthz",
         "readinessProbe": "/readyz",
         "livenessProbe": "/healthz",
@@ -133,7 +130,7 @@ def test_only_readiness_hangs_on_store_and_hsm() -> None:
 
 
 def test_the_end_has_the_time_that_it_may_take() -> None:
-    pause = int(node()["lifecycle"]["preStop"]["exec"]["command"][1])
+    pause = int(container()["lifecycle"]["preStop"]["exec"]["command"][1])
     stages = 3 * (limits.SHUTDOWN_GRACE_S + limits.WATCHDOG_INTERVAL_S)  # kms/supervisor.py, _end
     assert pod_spec(statefulset())["terminationGracePeriodSeconds"] > pause + stages
 
@@ -150,13 +147,13 @@ def test_no_rights_that_it_does_not_need(manifest: Manifest) -> None:
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
-    for container in containers(manifest):
-        assert container["securityContext"] == {
+    for each in containers(manifest):
+        assert each["securityContext"] == {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         }
-        assert "memory" in container["resources"]["limits"]
+        assert "memory" in each["resources"]["limits"]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +180,7 @@ def test_each_secret_is_a_file_of_the_init_container_alone() -> None:
     assert set(named.values()) == said_by_readme(r"create secret generic (\S+)")
     (preparing,) = pod_spec(statefulset())["initContainers"]
     assert set(named) <= {each["name"] for each in preparing["volumeMounts"] if each.get("readOnly")}
-    assert not set(named) & {each["name"] for each in node()["volumeMounts"]}
+    assert not set(named) & {each["name"] for each in container()["volumeMounts"]}
 
 
 def test_the_home_is_in_memory_and_each_nodes_own() -> None:
@@ -191,7 +188,7 @@ def test_the_home_is_in_memory_and_each_nodes_own() -> None:
     assert volumes["home"]["emptyDir"]["medium"] == "Memory"
     (token,) = statefulset()["spec"]["volumeClaimTemplates"]
     assert (token["metadata"]["name"], token["spec"]["accessModes"]) == ("token", ["ReadWriteOnce"])
-    mounts = {each["name"] for container in containers(statefulset()) for each in container["volumeMounts"]}
+    mounts = {each["name"] for part in containers(statefulset()) for each in part["volumeMounts"]}
     assert mounts == {*volumes, "token"}
 
 
@@ -199,9 +196,9 @@ def test_init_sees_what_the_first_node_sees() -> None:
     nodes, init = pod_spec(statefulset()), pod_spec(INIT)
     assert init["initContainers"] == nodes["initContainers"]
     assert init["securityContext"] == nodes["securityContext"]
-    assert init["containers"][0]["image"] == node()["image"]
-    assert init["containers"][0]["env"] == node()["env"]
-    assert init["containers"][0]["volumeMounts"] == node()["volumeMounts"]
+    assert init["containers"][0]["image"] == container()["image"]
+    assert init["containers"][0]["env"] == container()["env"]
+    assert init["containers"][0]["volumeMounts"] == container()["volumeMounts"]
     volumes = {each["name"]: each for each in init["volumes"]}
     assert volumes.pop("token")["persistentVolumeClaim"]["claimName"] == "token-keypeer-0"
     assert volumes["tls"]["secret"].pop("optional") is True  # they are what it makes
@@ -248,79 +245,23 @@ def test_the_network_is_closed_but_for_what_is_named(tmp_path: Path) -> None:
 # ── a node's start ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Pod:
-    """What a node's containers see, in a folder: mounted volumes as the kubelet lays them out, and the node's home."""
-
-    def __init__(self, place: Path) -> None:
-        self.mounted = place / "mounted"
-        self.home = place / "home"
-        self.token = place / "token"
-        self.environment = {
-            **os.environ,
-            "KEYPEER_HOME": str(self.home),
-            "TOKEN_FOLDER": str(self.token),
-            "MOUNTED": str(self.mounted),
-        }
-        for name in ("tls", "vendor-cas", "recovery"):  # optional and not there: empty folders
-            (self.mounted / name).mkdir(parents=True)
-
-    def mount(self, name: str, files: dict[str, bytes]) -> None:
-        """A volume with its files behind links, open to the group as fsGroup makes them."""
-        volume = self.mounted / name
-        shutil.rmtree(volume, ignore_errors=True)
-        (volume / "..data").mkdir(parents=True)
-        for file, content in files.items():
-            (volume / "..data" / file).write_bytes(content)
-            (volume / "..data" / file).chmod(0o440)
-            (volume / file).symlink_to(f"..data/{file}")
-
-    def prepare(self) -> None:
-        """The init container."""
-        (container,) = pod_spec(statefulset())["initContainers"]
-        subprocess.run([*container["command"], *container["args"]], env=self.environment, check=True, timeout=30)
+def test_a_node_has_its_home_to_itself(pod: Pod, node: Service) -> None:
+    files = [
+        pod.home / "keypeer.toml",
+        *(path for part in ("tls", "pin", "postgres") for path in (pod.home / part).iterdir()),
+    ]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+    assert read_pin(f"file:{pod.home}/pin/pin").reveal() == pod.pin
+    with pytest.raises(Unusable, match="open to group"):
+        read_pin(f"file:{pod.mounted}/pin/pin")  # why there are copies
+    assert node.folder == pod.home
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    server = PostgresServer.made("kubernetes", *free_ports(1))
-    server.start()
-    yield server
-    server.stop()
+@pytest.mark.parametrize("name", PROBES)
+def test_a_node_that_started_as_the_trial_says_answers_its_probes(name: str, node: Service) -> None:
+    assert node.caller("anyone").get(container()[name]["httpGet"]["path"]).status == 200
 
 
-def test_a_node_starts_as_the_trial_says(tmp_path: Path, server: PostgresServer) -> None:
-    pod, port, pin = Pod(tmp_path), free_port(), secrets.token_hex(12)
-    data = dict(one(trial(), "ConfigMap", "keypeer-settings")["data"])
-    data["keypeer.toml"] = (
-        data["keypeer.toml"]
-        .replace("0.0.0.0:8443", f"127.0.0.1:{port}")
-        .replace("db-a.postgresql.svc:5432", f"localhost:{server.port}")
-    )
-    data["softhsm2.conf"] = data["softhsm2.conf"].replace("/var/lib/keypeer-hsm", str(pod.token))
-    tls = authority().file.parent
-    certificate = {name: (tls / name).read_bytes() for name in ("keypeer.crt", "keypeer.key")}
-    pod.mount("settings", {name: text.encode() for name, text in data.items()})
-    pod.mount("pin", {"pin": pin.encode()})
-    pod.mount("postgres", {**certificate, "ca.crt": authority().file.read_bytes()})
-    pod.prepare()
-    assert read_pin(f"file:{pod.home}/pin/pin").reveal() == pin
-
-    (pod.home / "so-pin").write_text(secrets.token_hex(12))
-    (pod.home / "so-pin").chmod(0o600)
-    service = Service(pod.home, port)
-    service.keypeer("init", "--so-pin", "file:so-pin")
-    pod.mount("tls", {path.name: path.read_bytes() for path in (pod.home / "tls").iterdir()})
-    staff = shutil.copytree(pod.home / "identities", tmp_path / "identities")
-    shutil.rmtree(pod.home)
-
-    pod.prepare()  # the node's own start, from what is mounted alone
-    pod.prepare()  # and once more, as after a restart of the init container
-    assert {path.stat().st_mode & 0o777 for path in pod.home.rglob("*") if path.is_file()} == {0o600}
-    service.start()
-    try:
-        shutil.copytree(staff, pod.home / "identities")
-        assert {service.caller("anyone").get(node()[name]["httpGet"]["path"]).status for name in PROBES} == {200}
-        assert service.caller("anyone").get("/metrics").status in (401, 403)
-        assert service.caller("auditor").raw("GET", "/metrics").status == 200
-    finally:
-        service.stop()
+def test_metrics_are_for_staff(node: Service) -> None:
+    assert node.caller("anyone").get("/metrics").status == 401
+    assert node.caller("auditor").raw("GET", "/metrics").status == 200
