@@ -58,10 +58,6 @@ class Target:
         return self.place / "state"
 
     @property
-    def etc(self) -> Path:
-        return self.place / "etc"
-
-    @property
     def units(self) -> Path:
         return self.place / "units"
 
@@ -90,7 +86,6 @@ class Target:
             "keypeer_agent_install": False,
             "keypeer_agent_command": str(KEYPEER),
             "keypeer_agent_folder": str(self.folder),
-            "keypeer_agent_etc": str(self.etc),
             "keypeer_agent_units": str(self.units),
             "keypeer_agent_socket": str(self.socket),
             "keypeer_agent_start": False,
@@ -113,7 +108,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, node: Service, vendor: Vendor
     with running_swtpm(vendor) as tpm:
         target = Target(tmp_path_factory.mktemp("ansible"), node, tpm)
         would = target.run("--check")
-        left = [path for path in (target.folder, target.etc, *target.units.iterdir()) if path.exists()]
+        left = [path for path in (target.folder, *target.units.iterdir()) if path.exists()]
         yield Runs(target, would, left, target.run(), target.run())
 
 
