@@ -15,5 +15,5 @@ ruff format --check --quiet .
 say "mypy"
 mypy --no-error-summary
 say "pytest"
-# Two at a time, each file by one process: half of the time goes by waiting.
-exec python -m pytest -n 2 --dist loadfile "$@"
+# Three at a time, each file by one process: half of the time goes by waiting.
+exec python -m pytest -n 3 --dist loadfile "$@"
