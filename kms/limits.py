@@ -262,6 +262,10 @@ SIGNING_CLAIM_S = 60  # seconds; an HSM operation is given up after 4 attempts o
 # ── recovery ───────────────────────────────────────────────────────────────────────────────────────────────────
 VERIFY_FINDINGS_MAX = 1000  # findings of `store verify` that are told; all are counted
 RECOVERY_SHARES_MAX = 16  # shares of a recovery key; SLIP-0039, "Format of the share mnemonic"
+NODE_NAME_CHARS_MAX = 255  # characters; RFC 1035 §2.3.4: a host's name has no more
+TOKEN_INVITATION_LIFE_S = 24 * 3600  # seconds; the private half lies on the new node's disk as long as it waits
+TOKEN_INVITATION_EARLY_S = 300  # seconds by which the new node's clock may be ahead
+TOKEN_COPY_BYTES_MAX = 16 * 1024 * 1024  # bytes of a token's files; a new SoftHSM token has some 20 KB
 # ── officers ───────────────────────────────────────────────────────────────────────────────────────────────────
 OFFICERS_MAX = 64  # count; all are read when approvals are counted
 PROPOSAL_ID_BYTES = 8  # bytes; random, and one that is taken is refused
