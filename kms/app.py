@@ -96,6 +96,7 @@ async def open_context(home: Home, *, background: bool = False) -> AsyncIterator
             runtime=RuntimePolicies(store, records),
             custody=custody,
             clock=clock,
+            node=f"{socket.gethostname()}:{home.address[1]}",
             clock_set_by=clock.set_by,
             random=os.urandom,
             profile=profile(home),

@@ -33,6 +33,7 @@ from hsm_adapter.lock import token_lock
 from hsm_adapter.pin import Pin, read_pin
 from kms import limits, tokencopy
 from kms.audit.record import AuditRecord, encode_record
+from kms.cli.adapter import run_adapter
 from kms.cli.common import folder, home_option, in_words, json_option, say
 from kms.cli.files import write_new, write_private
 from kms.cli.worker import hsm_worker
@@ -104,6 +105,8 @@ def clone(invitation: Path, fingerprint: str, out: Path, home: Path | None, as_j
     if out.exists():
         raise BadRequest("token.out", f"{out} is there already", hint="name a file that isn't there yet")
     asked = _asked(place)
+    # What is made in one token later reaches its copies by this pair (hsm_adapter/transfer.py).
+    run_adapter(place, "provision", ["--transfer"], asked.reveal().encode() if asked else b"")
     copied, label = asyncio.run(_copied(place, asked))
     asyncio.run(_told(place, invited, copied))
     write_new(out, tokencopy.seal(copied, invited))

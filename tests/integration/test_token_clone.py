@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from hsm_adapter.protocol import Describe, Description
+from tests.support import hsm
 from tests.support.hsm import blank_token
 from tests.support.postgres import Cluster, cluster
 from tests.support.service import (
@@ -114,6 +116,46 @@ def test_a_node_with_a_copy_releases_what_the_first_one_made(first: Service, sec
         assert (running["code"], running["exit"]) == ("token.not_invited", 3)
     finally:
         second.stop()
+
+
+def versions(node: Service, key: str) -> list[int]:
+    """Of ``key`` in the node's own token."""
+    with hsm.Client(node.folder / "run" / "hsm-0.sock") as client:
+        description = client.one(Describe(), Description)
+    return sorted({"kek": description.kek_versions}.get(key) or description.signing_versions[key])
+
+
+def test_what_is_made_in_one_token_later_is_in_the_copy_before_it_is_used(first: Service, second: Service) -> None:
+    create_vm(first, "vm-rotated")
+    host = good_host(first, "rotated")
+    host.attest()
+    key = host.release("vm-rotated")
+    second.start()
+    try:
+        first_caller, place = host.caller, first.folder / "hosts" / host.name
+        shown = json.loads(first.keypeer("kek", "rotate", "--wait", "--json").stdout.splitlines()[-1])
+        assert (shown["state"], shown["failed"]) == ("complete", 0)
+        hsm.wait_until(lambda: versions(second, "kek") == [1, 2])
+        first.keypeer("signing-key", "rotate", "geo")
+        assert versions(second, "geo") == [1, 2]  # its node is known by now, and waited for
+        host.caller = Caller(second.port, second.ca, place / "cert.pem", place / "key.pem")
+        host.attest()
+        assert host.release("vm-rotated") == key
+        host.caller = first_caller
+        host.attest()
+        first.keypeer("host", "revoke", "cloned", "--why", "its session is under version 1, for minutes")
+        first.keypeer("kek", "destroy", "1")
+        hsm.wait_until(lambda: versions(second, "kek") == [2])
+        assert versions(first, "kek") == [2]
+        assert host.release("vm-rotated") == key
+        told = [(entry["facts"]["key"], entry["facts"]["version"]) for entry in adopted(first)]
+        assert sorted(told) == [("geo", 2), ("kek", 2)]
+    finally:
+        second.stop()
+
+
+def adopted(service: Service) -> list[dict[str, Any]]:
+    return [entry for entry in service.audit() if entry["action"] == "keys.version_adopted"]
 
 
 def test_the_log_tells_who_got_a_copy_before_it_is_there(first: Service, second: Service) -> None:
