@@ -79,7 +79,7 @@ def _check_signatures(backups: Sequence[KeyBackup], trusted: Collection[str]) ->
     while True:
         believed = [backup for backup in left if fingerprint(unbase64(backup.signer)) in known]
         for backup in believed:
-            _verify(backup)
+            verify_backup(backup)
         known |= {fingerprint(unbase64(backup.public_key)) for backup in believed if backup.key == "session"}
         left = [backup for backup in left if backup not in believed]
         if not left:
@@ -89,7 +89,8 @@ def _check_signatures(backups: Sequence[KeyBackup], trusted: Collection[str]) ->
             raise Unusable("hsm.backup_forged", f"no trusted session key signed the backup of {labels}")
 
 
-def _verify(backup: KeyBackup) -> None:
+def verify_backup(backup: KeyBackup) -> None:
+    """Raises Unusable ``hsm.backup_forged`` unless its signer has signed it."""
     label = label_of(backup.key, backup.version)
     try:
         signer = load_der_public_key(unbase64(backup.signer))

@@ -13,7 +13,7 @@ token as one that may not. Without a recovery key it is made in the token and ne
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pkcs11
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
@@ -53,6 +53,14 @@ SIGNS: Final = {
 }
 VERIFIES: Final = {Attribute.PRIVATE: False, Attribute.VERIFY: True}
 
+
+class Copies(NamedTuple):
+    """A new key as it left the token: to the recovery key, and to copies of the token (transfer.py); b"" for none."""
+
+    backup: bytes = b""
+    transfer: bytes = b""
+
+
 Halves = tuple[pkcs11.Object, ...]  # a secret key, or a pair, its public half first
 
 
@@ -62,19 +70,20 @@ def create_version(
     version: int,
     backups: Backups | None = None,
     keep: Callable[[str, bytes], None] | None = None,
-) -> bytes:
-    """Makes a version of ``name`` in the token, by a session that may write → its backup (backup.py), b"" without
-    ``backups``. ``keep`` gets label and backup before the key counts. The token has no such version."""
+    transfers: Backups | None = None,
+) -> Copies:
+    """Makes a version of ``name`` in the token, by a session that may write → what ``backups`` and ``transfers`` took.
+    ``keep`` gets label and backup before the key counts. The token has no such version."""
     label = label_of(name, version)
     _clear(session, label)
-    if backups is None:
-        made, backup = _generate(session, name, {**_STAYS, Attribute.TOKEN: True}), b""
+    if backups is None and transfers is None:
+        made, copies = _generate(session, name, {**_STAYS, Attribute.TOKEN: True}), Copies()
     else:
-        made, backup = _backed_up(session, name, version, backups)
-    if backup and keep:
-        keep(label, backup)
+        made, copies = _copied(session, name, version, backups, transfers)
+    if copies.backup and keep:
+        keep(label, copies.backup)
     name_key(made, label)
-    return backup
+    return copies
 
 
 def create_import(session: pkcs11.Session) -> None:
@@ -122,11 +131,13 @@ def _clear(session: pkcs11.Session, label: str) -> None:
     destroy_labelled(session, label)
 
 
-def _backed_up(session: pkcs11.Session, name: str, version: int, backups: Backups) -> tuple[Halves, bytes]:
+def _copied(
+    session: pkcs11.Session, name: str, version: int, backups: Backups | None, transfers: Backups | None
+) -> tuple[Halves, Copies]:
     made = _generate(session, name, {**_LEAVES_ONCE, Attribute.TOKEN: False})
     try:
-        backup = backups.take(name, version, made)
-        return tuple(map(_kept, made)), backup
+        copies = Copies(*(taker.take(name, version, made) if taker else b"" for taker in (backups, transfers)))
+        return tuple(map(_kept, made)), copies
     finally:
         for half in made:
             half.destroy()

@@ -9,13 +9,16 @@ from typing import Any, Final
 
 from hsm_adapter import anchor, canonical, limits, mechanisms
 from hsm_adapter import protocol as p
-from hsm_adapter.errors import BadRequest, CryptokiError, HsmError, RecordTampered
-from hsm_adapter.keys import label_of
-from hsm_adapter.longlived import create_version, destroy_labelled
+from hsm_adapter.cryptoki import Session
+from hsm_adapter.errors import BadRequest, CryptokiError, HsmError, RecordTampered, Unusable
+from hsm_adapter.keys import handle_of, label_of
+from hsm_adapter.longlived import Copies, create_version, destroy_labelled
 from hsm_adapter.mechanisms import RFC5649_OVERHEAD, Capabilities
+from hsm_adapter.restore import Restorer
 from hsm_adapter.sessions import Sessions, session_bytes
 from hsm_adapter.signing import ecdsa, ed25519
 from hsm_adapter.token import Token
+from hsm_adapter.transfer import find_transfer, read_document
 from hsm_adapter.translate import translated
 
 
@@ -42,6 +45,7 @@ class Operations:
             p.ReadAnchor: self.read_anchor,
             p.WriteAnchor: self.write_anchor,
             p.MakeVersion: self.make_version,
+            p.AdoptVersion: self.adopt_version,
             p.DestroyVersion: self.destroy_version,
         }
 
@@ -252,13 +256,33 @@ class Operations:
         name, version = operation.key, operation.version
         with self._token.changing_keys() as session:
             there = self._token.keys.versions(name)
-            made, backup = version not in there, b""
+            made, copies = version not in there, Copies()
             if made and not max(there) < version <= max(there) + limits.KEY_VERSION_STEP_MAX:
                 raise BadRequest(f"the newest version of keypeer/{name} is {max(there)}; {version} can't come after it")
             if made:
-                backup = create_version(session, name, version, self._token.backups(session, self._capabilities))
+                can = self._capabilities
+                backups, transfers = self._token.backups(session, can), self._token.transfers(session, can)
+                copies = create_version(session, name, version, backups, transfers=transfers)
         public = self._token.keys.signing_public.get(name, {}).get(version, b"")
-        return p.MadeVersion(made, backup, public, self._endorsement(version) if name == "session" else b"")
+        endorsement = self._endorsement(version) if name == "session" else b""
+        return p.MadeVersion(made, copies.backup, public, endorsement, copies.transfer)
+
+    def adopt_version(self, operation: p.AdoptVersion) -> p.Adopted:
+        """Only past the newest, as in :meth:`make_version`: what was destroyed here never comes back."""
+        name, version = operation.key, operation.version
+        with self._token.changing_keys() as session:
+            keys = self._token.keys
+            there, transfer = keys.versions(name), find_transfer(session)
+            if version in there:
+                return p.Adopted(adopted=False)
+            if transfer is None:
+                raise Unusable("hsm.key_missing", "the token has no keypeer/transfer: it is no copy of another")
+            document = read_document(operation.document, name, version, transfer, keys)
+            if not max(there) < version <= max(there) + limits.KEY_VERSION_STEP_MAX:
+                raise BadRequest(f"the newest version of keypeer/{name} is {max(there)}; {version} can't come after it")
+            fast = Session(self._token.library.module, handle_of(session))
+            Restorer(session, fast, self._capabilities).restore(document, transfer.private)
+        return p.Adopted(adopted=True)
 
     def _endorsement(self, version: int) -> bytes:
         keys = self._token.keys.signing_public["session"]

@@ -154,6 +154,16 @@ class MakeVersion(Struct, frozen=True, array_like=True, tag=True):
     version: Version
 
 
+class AdoptVersion(Struct, frozen=True, array_like=True, tag=True):
+    """Take up a version that another copy of this token made, from its document (MadeVersion.transfer), unless it is
+    there → :class:`Adopted`. Refused unless it comes after the newest, and unless a session key of this token signed
+    the document."""
+
+    key: VersionedKey
+    version: Version
+    document: Annotated[bytes, Meta(max_length=limits.BACKUP_BYTES_MAX)]
+
+
 class DestroyVersion(Struct, frozen=True, array_like=True, tag=True):
     """Destroy a version of a long-lived key in the token, if it is there → :class:`Destroyed`. Refused for the newest.
     The caller has checked that nothing needs it, and has asked every worker to Describe since a newer one was made: one
@@ -213,6 +223,7 @@ Operation = (
     | RewrapKek
     | ImportKey
     | MakeVersion
+    | AdoptVersion
     | DestroyVersion
     | ReadAnchor
     | WriteAnchor
@@ -301,12 +312,20 @@ class MadeVersion(Struct, frozen=True, array_like=True, tag=True):
     """``made``: False when it was there. ``backup``: the key for break-glass, wrapped to the token's recovery key; b""
     when the token has none, or the key was there already. ``public_key``: SubjectPublicKeyInfo DER of a key pair.
     ``endorsement`` of ``session``: the version before signs the new one (canonical.session_key_bytes), DER; b"" where
-    there is none before."""
+    there is none before. ``transfer``: the key for this token's copies (transfer.py); b"" when it has none, or
+    the key was there already."""
 
     made: bool
     backup: bytes
     public_key: bytes
     endorsement: bytes = b""
+    transfer: bytes = b""
+
+
+class Adopted(Struct, frozen=True, array_like=True, tag=True):
+    """``adopted``: False when it was there."""
+
+    adopted: bool
 
 
 class Destroyed(Struct, frozen=True, array_like=True, tag=True):
@@ -343,5 +362,6 @@ Result = (
     | OperationError
     | MadeVersion
     | Destroyed
+    | Adopted
     | Anchor
 )

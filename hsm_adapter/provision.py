@@ -1,7 +1,7 @@
 """Making a token ready: initialisation, and the long-lived keys of keypeer. Both may be run again; what is there stays.
 
     python -m hsm_adapter.provision --module M --label L --pin file:P [--so-pin file:S]
-        [--recovery PEM --backups FOLDER] [--lock FILE] [--new-kek]
+        [--recovery PEM --backups FOLDER] [--lock FILE] [--transfer] [--new-kek]
 
 prints one JSON object: ``{"initialised": bool, "made": ["keypeer/kek/1", …]}``. A service that loads no PKCS #11
 module itself runs it so; the functions below do the same in this process, which must not fork afterwards.
@@ -32,6 +32,7 @@ from hsm_adapter.lock import token_lock
 from hsm_adapter.longlived import create_import, create_version
 from hsm_adapter.pin import Pin, read_pin
 from hsm_adapter.token import Library, find_capabilities
+from hsm_adapter.transfer import TRANSFER_LABEL, create_transfer
 from hsm_adapter.translate import translated
 
 
@@ -91,6 +92,13 @@ def create_kek(module: str, label: str, pin: Pin, folder: Path | None = None) ->
         version = max(_versions(session, "kek"), default=0) + 1
         create_version(session, "kek", version, backups_to(library, label, session, None), keep_in(folder))
         return label_of("kek", version)
+
+
+def make_transferable(module: str, label: str, pin: Pin) -> bool:
+    """Has the token's pair for copies of it (transfer.py) → whether it was made now."""
+    library = Library(module)
+    with open_writable(library, label, pin=pin) as session:
+        return create_transfer(session)
 
 
 def backups_to(
@@ -222,6 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--backups", type=Path, help="the folder that backups of new keys go to")
     add_lock(parser)
+    parser.add_argument("--transfer", action="store_true", help="also make the pair that copies of the token share")
     parser.add_argument("--new-kek", action="store_true", help="also create the next KEK version")
     options = parser.parse_args(arguments)
     hardening.protect_memory()
@@ -232,6 +241,8 @@ def main(arguments: list[str] | None = None) -> int:
         recovery = read_recovery(options.recovery) if options.recovery else None
         with token_lock(options.lock, limits.TOKEN_LOCK_COMMAND_S):
             made = create_keys(options.module, options.label, pin, recovery, options.backups)
+            if options.transfer and make_transferable(options.module, options.label, pin):
+                made += (TRANSFER_LABEL,)
             if options.new_kek:
                 made += (create_kek(options.module, options.label, pin, options.backups),)
     except HsmError as error:

@@ -46,6 +46,7 @@ from hsm_adapter.longlived import (
     destroy_labelled,
     name_key,
 )
+from hsm_adapter.mechanisms import Capabilities
 from hsm_adapter.pin import read_pin
 from hsm_adapter.provision import add_lock, backups_to, init_token, keep_in, labels_of, open_writable
 from hsm_adapter.token import Library, find_capabilities
@@ -81,10 +82,10 @@ def read_recovery_key(der: bytes) -> rsa.RSAPrivateKey:
 class Restorer:
     """Brings backups into one token, by a session that may write."""
 
-    def __init__(self, library: Library, label: str, session: pkcs11.Session) -> None:
+    def __init__(self, session: pkcs11.Session, fast: cryptoki.Session, capabilities: Capabilities) -> None:
         self._session = session
-        self._fast = cryptoki.Session(library.module, handle_of(session))
-        self._can = find_capabilities(session, self._fast, library.token(label))
+        self._fast = fast
+        self._can = capabilities
 
     def present(self, backups: Sequence[KeyBackup], private: int) -> set[str]:
         """The labels that the token has already, each the very key of its backup. Raises Unusable(hsm.label_taken)."""
@@ -229,7 +230,8 @@ def restore(
     backups = read_backups(
         folder, fingerprint(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)), trusted
     )
-    restorer = Restorer(library, label, session)
+    fast = cryptoki.Session(library.module, handle_of(session))
+    restorer = Restorer(session, fast, find_capabilities(session, fast, library.token(label)))
     done: dict[str, list[str]] = {"restored": [], "present": [], "lost": [], "made": [], "signers": signers_of(backups)}
     with restorer.recovery_key(key) as private:
         present = restorer.present(backups, private)

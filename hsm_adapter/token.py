@@ -22,6 +22,7 @@ from hsm_adapter.keys import Keys, find_keys, handle_of
 from hsm_adapter.lock import token_lock
 from hsm_adapter.mechanisms import Capabilities
 from hsm_adapter.pin import Pin
+from hsm_adapter.transfer import find_transfer
 from hsm_adapter.translate import translated
 
 _T = TypeVar("_T")
@@ -191,6 +192,14 @@ class Token:
             return None
         fast = cryptoki.Session(self.library.module, handle_of(session))
         return Backups(fast, capabilities, recovery, self._signer)
+
+    def transfers(self, session: pkcs11.Session, capabilities: Capabilities) -> Backups | None:
+        """What wraps keys made by ``session`` to this token's copies; None when it has none."""
+        transfer = find_transfer(session)
+        if transfer is None:
+            return None
+        fast = cryptoki.Session(self.library.module, handle_of(session))
+        return Backups(fast, capabilities, transfer.recipient, self._signer)
 
     def _signer(self) -> Signer:
         newest = max(self.keys.signing["session"])

@@ -19,6 +19,7 @@ from keypeer.wire.tlog.note import VerifierKey
 from kms import limits
 from kms.clocks import SystemClock
 from kms.custody.client import HsmClient
+from kms.errors import Unavailable
 from kms.evidence.ek import VendorCas
 from kms.flows.context import AttestationProfile, Context, LogProfile
 from kms.heartbeats import Heartbeats
@@ -50,7 +51,12 @@ async def open_store(home: Home, url: str = "") -> AsyncIterator[Store]:
         store = await PostgresStore.open(address, single=named.single)
     else:
         folder = home.path((url or named.url).removeprefix("lmdb:"))
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable(
+                "store.folder", f"{folder}: {error.strerror}", hint="mend store.url in the settings, or the folder"
+            ) from None
         store = LmdbStore.open(folder, map_size=named.map_size_mib * 2**20)
     try:
         yield store
@@ -90,6 +96,7 @@ async def open_context(home: Home, *, background: bool = False) -> AsyncIterator
             runtime=RuntimePolicies(store, records),
             custody=custody,
             clock=clock,
+            node=f"{socket.gethostname()}:{home.address[1]}",
             clock_set_by=clock.set_by,
             random=os.urandom,
             profile=profile(home),

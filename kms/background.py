@@ -29,6 +29,7 @@ from kms.flows import (
     clock,
     destructions,
     fleet,
+    nodes,
     rotation_rounds,
     rotation_starts,
     trust_checks,
@@ -61,6 +62,7 @@ async def beat(ctx: Context) -> None:
 
 JOBS: tuple[Job, ...] = (
     Job(HEARTBEAT, limits.HEARTBEAT_S, beat),
+    Job("node", limits.NODE_STEP_S, nodes.watcher()),
     Job("rotation-start", limits.ROTATION_STEP_S, rotation_starts.step),
     Job("rotation", limits.ROTATION_STEP_S, rotation_rounds.step),
     Job("trust", limits.TRUST_STEP_S, trust_checks.step),

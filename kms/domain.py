@@ -536,9 +536,24 @@ class KeysInUse(Record, frozen=True):
     versions: dict[str, int]
 
 
+class NodeState(Record, frozen=True):
+    """A service node: its last sign of life, and the newest version of each long-lived key that all of its HSM workers
+    work with."""
+
+    at: int
+    versions: dict[str, int]
+
+
+class GoneVersions(Record, frozen=True):
+    """Versions of a rotated key that were destroyed, so that copies of the token destroy theirs."""
+
+    versions: tuple[int, ...]
+
+
 class KeyRotation(Record, frozen=True):
     """A rotation of a key in the HSM to version ``to``, the last one of this key. ``failures``: (record's store key,
-    code) of the first of ``failed`` records that couldn't be moved."""
+    code) of the first of ``failed`` records that couldn't be moved. ``maker``: the node that makes the version, in its
+    own copy of the token."""
 
     key: RotatedKey
     to: int
@@ -550,6 +565,7 @@ class KeyRotation(Record, frozen=True):
     finished_at: int = 0
     failed: int = 0
     failures: tuple[tuple[str, str], ...] = ()
+    maker: str = ""
 
 
 class RotationProgress(Record, frozen=True):
@@ -591,10 +607,13 @@ class SigningVersion(Record, frozen=True):
 
 class SigningKeyRecord(Record, frozen=True):
     """All versions of a signing key, oldest first; the last one signs. ``claimed_at``: when somebody began to make the
-    next one; 0: nobody does."""
+    next one; 0: nobody does. ``claimed_by``: the node that does, in its own copy of the token; versions up to
+    ``claimed_to`` are its own, and no other node makes them."""
 
     versions: tuple[SigningVersion, ...]
     claimed_at: int = 0
+    claimed_by: str = ""
+    claimed_to: int = 0
 
 
 # ── officers' proposals ────────────────────────────────────────────────────────────────────────────────────────

@@ -246,6 +246,11 @@ ROTATION_REST = 2.0  # times what a page took, to rest beside others: a third of
 ROTATION_REST_MAX_S = 0.5  # seconds
 ROTATION_RATE_S = 5.0  # seconds over which the rate is told
 ROTATION_FAILURES_SHOWN = 100  # records that couldn't be moved, told by name; all are counted
+NODE_STEP_S = 2.0  # seconds between a node's looks for what other nodes made in, or destroyed of, their tokens
+NODE_BEAT_S = 10.0  # seconds between two signs of life of a node that has nothing new to tell
+NODE_LOOK_S = 0.2  # seconds between looks at what the other nodes say while one waits for them
+NODE_LIVE_S = 40.0  # seconds after its last sign of life for which the others wait for a node; some beats may be late
+NODE_WAIT_S = 8.0  # seconds that the rotation of a signing key waits for the other nodes; a few steps of theirs
 ROTATION_STEP_S = 1.0  # seconds between looks for a rotation to do
 KEY_USERS_SHOWN = 10  # records or hosts that need an old version, told by name; all are counted
 HSM_LISTEN_S = 0.1  # seconds between looks of the background at what a worker does for others
@@ -262,6 +267,10 @@ SIGNING_CLAIM_S = 60  # seconds; an HSM operation is given up after 4 attempts o
 # ── recovery ───────────────────────────────────────────────────────────────────────────────────────────────────
 VERIFY_FINDINGS_MAX = 1000  # findings of `store verify` that are told; all are counted
 RECOVERY_SHARES_MAX = 16  # shares of a recovery key; SLIP-0039, "Format of the share mnemonic"
+NODE_NAME_CHARS_MAX = 255  # characters; RFC 1035 §2.3.4: a host's name has no more
+TOKEN_INVITATION_LIFE_S = 24 * 3600  # seconds; the private half lies on the new node's disk as long as it waits
+TOKEN_INVITATION_EARLY_S = 300  # seconds by which the new node's clock may be ahead
+TOKEN_COPY_BYTES_MAX = 16 * 1024 * 1024  # bytes of a token's files; a new SoftHSM token has some 20 KB
 # ── officers ───────────────────────────────────────────────────────────────────────────────────────────────────
 OFFICERS_MAX = 64  # count; all are read when approvals are counted
 PROPOSAL_ID_BYTES = 8  # bytes; random, and one that is taken is refused

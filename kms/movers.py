@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from kms import limits
-from kms.custody.port import Amend, Custody, KeyRecord, OperationError, SessionRecord
+from kms.custody.port import Amend, Custody, KeyRecord, OperationError, SessionRecord, VersionedKey
 from kms.domain import AttestationSession, RotatedKey
 from kms.errors import KeypeerError, Unavailable
 from kms.quotas import QUOTAS
@@ -131,6 +131,12 @@ def backup_key(key: RotatedKey, version: int | None = None) -> bytes:
     """Where a version's backup stands, wrapped to the token's recovery key, and so without a seal; without a version
     the prefix of all."""
     return b"recovery/%s/" % key.encode() + (b"" if version is None else b"%d" % version)
+
+
+def transfer_key(key: VersionedKey, version: int | None = None) -> bytes:
+    """Where a version stands for copies of the token to take it up (hsm_adapter/transfer.py), wrapped and signed in the
+    HSM; without a version the prefix of all."""
+    return b"transfer/%s/" % key.encode() + (b"" if version is None else b"%07d" % version)
 
 
 async def items_under(store: Store, prefix: bytes) -> AsyncIterator[Item]:

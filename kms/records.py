@@ -111,6 +111,8 @@ HELD_PREFIX = b"held/"  # by host and VM: where a host's leases are, a hint
 
 # Background and rotation of the HSM's keys
 JOB_NOTES = Kind("job", domain.JobNote, sealed=False)  # by job; for people to read
+NODES = Kind("node", domain.NodeState, sealed=False)  # by node; a false one delays a rotation
+GONE_VERSIONS = Kind("gone", domain.GoneVersions)  # by key; a false one would destroy
 KEYS_IN_USE = Kind("keys-in-use", domain.KeysInUse)  # one, called "hsm"
 KEY_ROTATIONS = Kind("rotation", domain.KeyRotation)  # by key: the last one
 # Plain, for it moves with each page: a false one may end a rotation early, and the destruction of the old version,

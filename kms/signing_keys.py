@@ -31,6 +31,8 @@ class SigningKey:
     versions: tuple[SigningVersion, ...]
     check: Check
     claimed_at: int = 0
+    claimed_by: str = ""
+    claimed_to: int = 0
 
     @property
     def newest(self) -> SigningVersion:
@@ -68,7 +70,8 @@ async def load_signing_key(records: Records, first: Mapping[str, bytes], name: S
     loaded = await records.load(SIGNING_KEYS, name)
     if loaded is None:
         return SigningKey(name, (SigningVersion(1, first[name]),), Check(SIGNING_KEYS.key(name), 0))
-    return SigningKey(name, loaded.value.versions, loaded.check, loaded.value.claimed_at)
+    found = loaded.value
+    return SigningKey(name, found.versions, loaded.check, found.claimed_at, found.claimed_by, found.claimed_to)
 
 
 def links(key: SigningKey) -> Iterable[tuple[int, bytes, bytes]]:

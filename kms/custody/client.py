@@ -18,6 +18,8 @@ import structlog
 
 from hsm_adapter import framing
 from hsm_adapter.protocol import (
+    Adopted,
+    AdoptVersion,
     Amend,
     Anchor,
     Background,
@@ -248,6 +250,9 @@ class HsmClient:
         # Always the first worker: it looks and makes in one turn, and two of them at once would make two keys of one
         # label, which no worker takes (hsm.key_ambiguous).
         return await ask(self._sockets[0], MakeVersion(key, version), MadeVersion)
+
+    async def adopt_version(self, key: VersionedKey, version: int, document: bytes) -> bool:
+        return (await ask(self._sockets[0], AdoptVersion(key, version, document), Adopted)).adopted
 
     async def destroy_version(self, key: VersionedKey, version: int) -> bool:
         return (await ask(self._sockets[0], DestroyVersion(key, version), Destroyed)).there_was

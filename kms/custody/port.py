@@ -87,6 +87,10 @@ class Custody(Protocol):
 
     async def make_version(self, key: VersionedKey, version: int) -> MadeVersion: ...
 
+    async def adopt_version(self, key: VersionedKey, version: int, document: bytes) -> bool:
+        """Takes up what another copy of this token made (MadeVersion.transfer); False when it was there."""
+        ...
+
     async def destroy_version(self, key: VersionedKey, version: int) -> bool:
         """Whether there was one."""
         ...

@@ -119,6 +119,7 @@ class Context:
     accepts_rollback: bool = False  # only what officers do to accept an old store
     server_certificate: Callable[[], bytes] = bytes  # the service's own, DER, as it is now; none where nothing serves
     clock_set_by: Callable[[], float] = float  # seconds by which the clock was set since the process started
+    node: str = "node"  # what this node is called among those of one store
     silent: Callable[[], Sequence[tuple[str, float]]] = tuple  # processes that stand still, and for how many seconds
     committed: CommitTold = _nobody
 

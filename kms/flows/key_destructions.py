@@ -14,11 +14,12 @@ from http import HTTPStatus
 from keypeer.wire.messages import DestroyedVersion
 from kms import limits
 from kms.custody.port import Description
-from kms.domain import AttestationSession, KeysInUse, RotatedKey
+from kms.domain import AttestationSession, GoneVersions, KeysInUse, RotatedKey
 from kms.errors import KeypeerError, Reason, Unavailable
 from kms.flows.context import Caller, Context
-from kms.movers import MOVERS, backup_key, items_under, sessions_below
-from kms.records import KEY_ROTATIONS, KEYS_IN_USE, SESSIONS, keys_in_use
+from kms.movers import MOVERS, backup_key, items_under, sessions_below, transfer_key
+from kms.nodes import check_known
+from kms.records import GONE_VERSIONS, KEY_ROTATIONS, KEYS_IN_USE, SESSIONS, keys_in_use
 from kms.store.port import Check
 
 
@@ -30,6 +31,7 @@ async def destroy(ctx: Context, caller: Caller, key: RotatedKey, version: int) -
     await _refuse_needed(ctx, caller, key, version)  # before anybody's approval is used up
     if not await _all_know_newer(ctx, key, version):
         raise Unavailable("rotation.worker_behind", "an HSM worker knows no newer version", hint="restart it")
+    await check_known(ctx.records, ctx.now(), key, version + 1, ctx.node)
     in_use, fence = await keys_in_use(ctx.records)
     facts: dict[str, str | int | bool | list[str]] = {"version": version}
     await ctx.commit(
@@ -41,9 +43,16 @@ async def destroy(ctx: Context, caller: Caller, key: RotatedKey, version: int) -
     ended = await sessions_below(ctx.records, key, version + 1)
     there_was = await ctx.custody.destroy_version(key, version)
     await ctx.custody.describe_each()  # no worker keeps a handle of it
+    gone = await ctx.records.load(GONE_VERSIONS, key)
+    versions = GoneVersions(tuple(sorted({*(gone.value.versions if gone else ()), version})))
     await ctx.commit(
-        deletes=[backup_key(key, version), *(SESSIONS.key(each.value.host) for each in ended)],
-        checks=[each.check for each in ended],
+        puts=await ctx.records.seal([GONE_VERSIONS.put(key, versions)]),
+        deletes=[
+            backup_key(key, version),
+            transfer_key(key, version),
+            *(SESSIONS.key(each.value.host) for each in ended),
+        ],
+        checks=[gone.check if gone else Check(GONE_VERSIONS.key(key), 0), *(each.check for each in ended)],
         entries=[ctx.entry(caller, action, "done", facts={**facts, "records": looked})],
     )
     return DestroyedVersion(key=key, version=version, there_was=there_was, records=looked)

@@ -14,7 +14,8 @@ from kms.domain import KeyRotation, KeysInUse, RotatedKey
 from kms.errors import KeypeerError, Unavailable
 from kms.flows.context import Context
 from kms.keys.rotation import begun
-from kms.movers import MOVERS, backup_key, items_under
+from kms.movers import MOVERS, backup_key, items_under, transfer_key
+from kms.nodes import check_known, live
 from kms.records import KEY_ROTATIONS, KEYS_IN_USE, ROTATION_PROGRESS, Loaded, keys_in_use
 
 
@@ -51,21 +52,48 @@ async def _make(ctx: Context, loaded: Loaded[KeyRotation]) -> bool:
     """Has the version in the token, and its backup kept where the token makes one; False when the next step must look
     again."""
     key, to = loaded.value.key, loaded.value.to
+    if loaded.value.maker != ctx.node:
+        if await ctx.store.get(transfer_key(key, to)) is not None:
+            return True  # made by another node, and on its way to every copy of the token
+        await _claim(ctx, loaded)
+        return False
     made = await ctx.custody.make_version(key, to)
     facts: dict[str, str | int | bool | list[str]] = {"key": key, "version": to}
     if made.made:
         puts = [(backup_key(key, to), made.backup)] if made.backup else []
-        await ctx.commit(puts=puts, entries=[ctx.entry(None, "keys.version_made", "done", facts=facts)])
+        passed_on = [(transfer_key(key, to), made.transfer)] if made.transfer else []
+        await ctx.commit(puts=[*puts, *passed_on], entries=[ctx.entry(None, "keys.version_made", "done", facts=facts)])
         return True
-    if await ctx.store.get(backup_key(key, to)) is not None or not await _has_backups(ctx, key):
+    if await _kept(ctx, key, to):
         return True
     # Made before, and the process or the answer was lost before its backup was kept: nobody could restore from this
     # one, so it is passed over. What was made under it meanwhile moves with the rest.
-    newer = msgspec.structs.replace(loaded.value, to=to + 1)
+    newer = msgspec.structs.replace(loaded.value, to=to + 1)  # by the same maker
     puts = await ctx.records.seal([KEY_ROTATIONS.put(key, newer)])
     entry = ctx.entry(None, "keys.version_skipped", "done", facts=facts)
     await ctx.try_commit(checks=[loaded.check], puts=puts, entries=[entry])
     return False
+
+
+async def _claim(ctx: Context, loaded: Loaded[KeyRotation]) -> None:
+    """Becomes the maker: at once where there is none yet, else once that node is gone; what it may have made in its
+    copy of the token is passed over then."""
+    rotation = loaded.value
+    if rotation.maker and rotation.maker in await live(ctx.records, ctx.now()):
+        return
+    to = rotation.to + 1 if rotation.maker else rotation.to
+    mine = msgspec.structs.replace(rotation, maker=ctx.node, to=to)
+    facts: dict[str, str | int | bool | list[str]] = {"key": rotation.key, "version": to, "node": ctx.node}
+    entry = ctx.entry(None, "keys.version_claimed", "done", facts=facts)
+    puts = await ctx.records.seal([KEY_ROTATIONS.put(rotation.key, mine)])
+    await ctx.try_commit(checks=[loaded.check], puts=puts, entries=[entry])
+
+
+async def _kept(ctx: Context, key: RotatedKey, to: int) -> bool:
+    """Whether all that is kept of a version was, which the token had already."""
+    if await ctx.store.get(transfer_key(key, to)) is None and await ctx.store.scan(transfer_key(key), limit=1):
+        return False
+    return await ctx.store.get(backup_key(key, to)) is not None or not await _has_backups(ctx, key)
 
 
 async def _has_backups(ctx: Context, key: RotatedKey) -> bool:
@@ -82,6 +110,7 @@ async def _known_to_all(ctx: Context, key: RotatedKey, to: int) -> None:
                 f"HSM worker {worker} doesn't know version {to} of {key}",
                 hint="it is asked again; restart it if this lasts",
             )
+    await check_known(ctx.records, ctx.now(), key, to, ctx.node)
 
 
 async def _count(ctx: Context, key: RotatedKey, to: int) -> int:

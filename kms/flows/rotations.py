@@ -28,7 +28,9 @@ async def start(ctx: Context, caller: Caller, key: RotatedKey) -> RotationView:
             raise await ctx.refuse(caller, f"{key}.rotate", _running(loaded.value))
         checks.append(loaded.check if loaded else Check(KEY_ROTATIONS.key(other), 0))
     to = max(versions(await ctx.custody.describe(), key)) + 1
-    rotation = KeyRotation(key=key, to=to, state="starting", started_at=ctx.now(), started_by=caller.name)
+    rotation = KeyRotation(
+        key=key, to=to, state="starting", started_at=ctx.now(), started_by=caller.name, maker=ctx.node
+    )
     await ctx.commit(
         checks=checks,
         puts=await ctx.records.seal([KEY_ROTATIONS.put(key, rotation)]),

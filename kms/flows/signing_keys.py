@@ -6,8 +6,11 @@ whose making was cut short is never used, and the next attempt makes another one
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,6 +22,8 @@ from kms.certificates import certificate_holders
 from kms.domain import SigningKeyRecord, SigningName, SigningVersion
 from kms.errors import KeypeerError, NotFound, Unavailable
 from kms.flows.context import Caller, Context
+from kms.movers import transfer_key
+from kms.nodes import check_known
 from kms.records import GEO_TAGS, SESSIONS
 from kms.signing_keys import ROTATED, SIGNING_KEYS, SigningKey
 from kms.views import geo_tag_view
@@ -57,18 +62,19 @@ async def rotate(ctx: Context, caller: Caller, name: SigningName) -> SigningKeyV
     if len(key.versions) >= limits.SIGNING_VERSIONS_MAX:
         raise _conflict("key.versions", f"{name} has {len(key.versions)} versions", "destroy old ones first")
     key = await _claimed(ctx, caller, key)
-    made = await _made(ctx, name, key.newest.version)
-    version = msgspec.structs.replace(made[-1][0], made_at=ctx.now(), made_by=caller.name)
+    made = await _made(ctx, name, key.claimed_to - limits.SIGNING_LOST_MAX)
+    await _passed_on(ctx, name, made)
+    version = msgspec.structs.replace(made[-1].version, made_at=ctx.now(), made_by=caller.name)
     if name == "ca":
         version = await _certified(ctx, version)
     # What was made and lost before is listed too, retired from the start, so that a chain of session keys has no gap.
     lost = tuple(
         msgspec.structs.replace(each, made_at=ctx.now(), retired_at=ctx.now(), why="its making was cut short")
-        for each, _ in made[:-1]
+        for each, *_ in made[:-1]
     )
     facts: Facts = {"key": name, "version": version.version, "public_key": version.public_key.hex()}
     record = SigningKeyRecord((*key.versions, *lost, version))
-    backup = made[-1][1]
+    backup = made[-1].backup
     puts = await ctx.records.seal([SIGNING_KEYS.put(name, record)])
     await ctx.commit(
         checks=[key.check],
@@ -98,7 +104,10 @@ async def _claimed(ctx: Context, caller: Caller, key: SigningKey) -> SigningKey:
             f"a rotation of {key.name} began {ago} s ago and hasn't ended",
             f"wait {limits.SIGNING_CLAIM_S - ago} s; then look at keypeer signing-key list",
         )
-    record = SigningKeyRecord(key.versions, ctx.now())
+    # Numbers that another node may have made in its copy of the token are passed over.
+    theirs = key.claimed_to if key.claimed_by not in ("", ctx.node) else 0
+    claimed_to = max(key.newest.version, theirs) + limits.SIGNING_LOST_MAX
+    record = SigningKeyRecord(key.versions, ctx.now(), ctx.node, claimed_to)
     await replace(ctx, rider=None).commit(  # what rides goes with the commit that ends this
         checks=[key.check],
         puts=await ctx.records.seal([SIGNING_KEYS.put(key.name, record)]),
@@ -107,13 +116,38 @@ async def _claimed(ctx: Context, caller: Caller, key: SigningKey) -> SigningKey:
     return await ctx.signing_key(key.name)
 
 
-async def _made(ctx: Context, name: SigningName, newest: int) -> list[tuple[SigningVersion, bytes]]:
+class _Made(NamedTuple):
+    version: SigningVersion
+    backup: bytes
+    transfer: bytes
+
+
+async def _passed_on(ctx: Context, name: SigningName, made: list[_Made]) -> None:
+    """Returns once every other node can sign with the new version. Not of the audit key, which SoftHSM can't wrap: a
+    node without it leaves the checkpoints to the others."""
+    if made[-1].transfer:
+        puts = [(transfer_key(name, made[-1].version.version), made[-1].transfer)]
+        facts: Facts = {"key": name, "version": made[-1].version.version}
+        entry = ctx.entry(None, "keys.version_made", "done", facts=facts)
+        await replace(ctx, rider=None).commit(puts=puts, entries=[entry])
+    if name == "audit":
+        return
+    for _ in range(int(limits.NODE_WAIT_S / limits.NODE_LOOK_S)):
+        with suppress(Unavailable):
+            await check_known(ctx.records, ctx.now(), name, made[-1].version.version, ctx.node)
+            return
+        await asyncio.sleep(limits.NODE_LOOK_S)
+    await check_known(ctx.records, ctx.now(), name, made[-1].version.version, ctx.node)
+
+
+async def _made(ctx: Context, name: SigningName, newest: int) -> list[_Made]:
     """Versions after ``newest`` with their backups, the last of which is new; those before it were made by an attempt
     that ended before its commit."""
-    found: list[tuple[SigningVersion, bytes]] = []
+    found: list[_Made] = []
     for number in range(newest + 1, newest + 1 + limits.SIGNING_LOST_MAX):
         made = await ctx.custody.make_version(name, number)
-        found.append((SigningVersion(number, made.public_key, endorsement=made.endorsement), made.backup))
+        version = SigningVersion(number, made.public_key, endorsement=made.endorsement)
+        found.append(_Made(version, made.backup, made.transfer))
         if made.made:
             return found
     raise Unavailable(
