@@ -23,7 +23,8 @@ from kms.listeners import Listeners
 from kms.records import HOSTS, Loaded, Records, RuntimePolicies
 from kms.rollback import RollbackGuard
 from kms.signing_keys import SigningKey, load_signing_key
-from kms.store.port import Check, Commit, Committed, Conflict, Count, Outcome as StoreOutcome, Store
+from kms.store.port import Check, Commit, Committed, Conflict, Count, Store
+from kms.store.port import Outcome as StoreOutcome
 from kms.webhooks.port import NOBODY, Webhook, WebhookClient
 from kms.witness.port import Witness, WitnessClient
 

@@ -1,4 +1,4 @@
-"""Every metric that the service tells: its name, kind, labels and meaning. deploy/reference/metrics.md is made from this.
+"""Every metric that the service tells: its name, kind, labels and meaning. deploy/grafana/metrics.md is made from it.
 
 Names and units follow Prometheus' convention (https://prometheus.io/docs/practices/naming/): base units, times as Unix
 seconds (``_timestamp_seconds``), so that an age is ``time()`` less the metric.
@@ -14,7 +14,7 @@ Kind = Literal["counter", "gauge", "histogram"]
 Source = Literal["counted", "looked up"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Described:
     """One metric. ``labels``: what each says. "counted": by all web workers of a node together since the service
     started; "looked up": asked when Prometheus reads, by the worker that answers it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,9 +51,9 @@ class Metrics:
     def committed(self, outcome: str, seconds: float, entries: Sequence[bytes]) -> None:
         """One commit came back; ``entries`` of the audit log are durable with it."""
         self._commits.labels(outcome).observe(seconds)
-        for entry in entries:
-            told = decode_told(entry)
-            self._acts.labels(told.action, told.outcome, told.code).inc()
+        # A batch of releases is thousands of entries that differ in nothing that is counted.
+        for told, count in Tally(map(decode_told, entries)).items():
+            self._acts.labels(told.action, told.outcome, told.code).inc(count)
 
     @contextmanager
     def streaming(self) -> Iterator[None]:

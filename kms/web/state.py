@@ -1,4 +1,4 @@
-"""The metrics that are looked up when Prometheus reads them: the service's state, as readiness and the store tell it."""
+"""The metrics that are looked up when Prometheus reads them: the service's state, by readiness and the store."""
 
 from __future__ import annotations
 
