@@ -6,6 +6,7 @@ set_up
 # Go's reference implementation of transparency logs verifies our exports (tests/support/tlog): 81 MB, once.
 install_packages golang-go golang-golang-x-mod-dev
 # Hypervisors, and what their guests are made of.
+install_packages prometheus # promtool checks deploy/grafana; its server isn't used
 install_packages busybox-static cpio libvirt-clients libvirt-daemon qemu-system-x86 qemu-utils spin
 fetch_guest_kernel
 cd "$KEYPEER_ROOT"

@@ -172,10 +172,11 @@ async def serve(home: Home, listener: socket.socket, heartbeats: Heartbeats, nam
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with open_context(home) as opened:
-        ctx = replace(opened, silent=heartbeats.silent)
+        metrics = Metrics()
+        ctx = replace(opened, silent=heartbeats.silent, committed=metrics.committed)
         # A host's handler runs on when its connection goes: a release that is being committed is finished, not torn.
         runner = web.AppRunner(
-            application(ctx, Metrics(), Limiter(home.rates, home.settings.service.workers)),
+            application(ctx, metrics, Limiter(home.rates, home.settings.service.workers)),
             access_log=None,
             keepalive_timeout=limits.KEEPALIVE_S,
             shutdown_timeout=limits.SHUTDOWN_GRACE_S,

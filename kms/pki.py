@@ -126,6 +126,11 @@ def is_issued_by(certificate: bytes, ca: bytes) -> bool:
     return True
 
 
+def expires_at(certificate: bytes) -> int:
+    """When a certificate (DER) ends, in Unix seconds."""
+    return int(x509.load_der_x509_certificate(certificate).not_valid_after_utc.timestamp())
+
+
 def issuer_name(certificate: bytes) -> str:
     """The issuer of a certificate (DER), for people (RFC 4514)."""
     return x509.load_der_x509_certificate(certificate).issuer.rfc4514_string()

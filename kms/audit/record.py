@@ -30,8 +30,17 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     facts: Facts = {}
 
 
+class Told(msgspec.Struct, frozen=True):
+    """Of a record, what is counted."""
+
+    action: str
+    outcome: Outcome
+    code: str = ""
+
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AuditRecord)
+_told = msgspec.json.Decoder(Told)
 
 
 def encode_record(record: AuditRecord) -> bytes:
@@ -66,6 +75,11 @@ def _digested(facts: Mapping[str, str | int | bool | list[str]]) -> Facts:
 def decode_record(data: bytes) -> AuditRecord:
     """The record in ``data``; raises msgspec.DecodeError when it is none."""
     return _decoder.decode(data)
+
+
+def decode_told(data: bytes) -> Told:
+    """What is counted of the record in ``data``; raises msgspec.DecodeError when it is none."""
+    return _told.decode(data)
 
 
 def refused_for(record: AuditRecord, error: KeypeerError, now: float, entries: int) -> AuditRecord:

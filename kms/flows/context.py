@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from kms.records import HOSTS, Loaded, Records, RuntimePolicies
 from kms.rollback import RollbackGuard
 from kms.signing_keys import SigningKey, load_signing_key
 from kms.store.port import Check, Commit, Committed, Conflict, Count, Store
+from kms.store.port import Outcome as StoreOutcome
 from kms.webhooks.port import NOBODY, Webhook, WebhookClient
 from kms.witness.port import Witness, WitnessClient
 
@@ -86,6 +88,14 @@ class Rider:
     spent: bool = False
 
 
+# How a commit came back, after how many seconds, and the audit entries that are durable with it.
+CommitTold = Callable[[str, float, Sequence[bytes]], None]
+
+
+def _nobody(_outcome: str, _seconds: float, _entries: Sequence[bytes]) -> None:
+    return
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """The service's parts. ``clock`` gives Unix seconds, ``random`` so many bytes from the system's generator."""
@@ -112,6 +122,7 @@ class Context:
     clock_set_by: Callable[[], float] = float  # seconds by which the clock was set since the process started
     node: str = "node"  # what this node is called among those of one store
     silent: Callable[[], Sequence[tuple[str, float]]] = tuple  # processes that stand still, and for how many seconds
+    committed: CommitTold = _nobody
 
     async def signing_key(self, name: SigningName) -> SigningKey:
         """A signing key's versions, freshly read."""
@@ -194,7 +205,7 @@ class Context:
             deletes = (*deletes, *rider.deletes)
         change = Commit(checks=checks, puts=puts, deletes=deletes, entries=entries, counts=counts)
         try:
-            outcome = await self.store.commit(change)
+            outcome = await self._commit(change)
         except Unavailable as error:
             if error.code == "store.full" and entries and (puts or deletes):
                 await self._log_full(entries, error)
@@ -211,11 +222,21 @@ class Context:
             hint="read the state before you try again",
         )
 
+    async def _commit(self, change: Commit) -> StoreOutcome:
+        started, told, entries = time.perf_counter(), "failed", tuple[bytes, ...]()
+        try:
+            outcome = await self.store.commit(change)
+            told = type(outcome).__name__.lower()
+            entries = tuple(change.entries) if isinstance(outcome, Committed) else ()
+            return outcome
+        finally:
+            self.committed(told, time.perf_counter() - started, entries)
+
     async def _log_full(self, entries: Sequence[bytes], error: Unavailable) -> None:
         """Logs what wasn't done for lack of room, of which the store keeps some for this; of a batch the first."""
         record = refused_for(decode_record(entries[0]), error, self.clock(), len(entries))
         with suppress(Unavailable):  # that room is used up as well
-            await self.store.commit(Commit(entries=[encode_record(record)]))
+            await self._commit(Commit(entries=[encode_record(record)]))
 
     async def commit(
         self,

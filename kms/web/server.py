@@ -38,6 +38,7 @@ from kms.web import (
     rollback,
     rotations,
     signing_keys,
+    state,
     vms,
 )
 from kms.web.identity import identify, known_identity
@@ -121,7 +122,8 @@ def _handler(ctx: Context, metrics: Metrics, limiter: Limiter, route: Route) -> 
         if answer is None:
             return web.Response(status=status)
         if isinstance(answer, Stream):
-            return await _stream(request, answer)
+            with metrics.streaming():
+                return await _stream(request, answer)
         if isinstance(answer, Raw):
             headers = {"Content-Type": route.raw, "Cache-Control": answer.cache}
             return web.Response(body=answer.body, status=status, headers=headers)
@@ -254,7 +256,7 @@ def _metrics_handler(ctx: Context, metrics: Metrics) -> _Handler:
             await identify(ctx, route, _certificate(request))
         except KeypeerError as error:
             return _problem(error, request)
-        body, content_type = metrics.exposition()
+        body, content_type = metrics.exposition(await state.look(ctx))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     return handle
