@@ -314,7 +314,7 @@ def _plain(kind: Kind[T]) -> Callable[[Item], T]:
     def decode(item: Item) -> T:
         try:
             return kind.decoder.decode(item.value)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             raise tampered(item.key) from None
 
     return decode

@@ -66,7 +66,7 @@ def read(sealed: bytes) -> SealedKey:
     """``recovery.enc``. Raises BadRequest ``recovery.file``."""
     try:
         return msgspec.json.decode(sealed, type=SealedKey)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest("recovery.file", f"recovery.enc doesn't read: {error}", hint="take it from a backup") from None
 
 

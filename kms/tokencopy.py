@@ -135,7 +135,7 @@ def _info(invitation: Invitation) -> bytes:
 def _read(data: bytes, kind: type[_T], form: str, code: str) -> _T:
     try:
         found = msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(code, f"this is no {form}: {error}", hint=_ANOTHER if form == INVITATION else _AGAIN) from None
     if found.format != form:
         raise BadRequest(code, f"it is of format {found.format}; this is {form}", hint="use the same keypeer on both")

@@ -260,7 +260,7 @@ def key_attributes(record: KeyRecord) -> KeyAttributes:
     """What the key is bound to; part of what the HSM worker's MAC covers. Raises ``store.tampered``."""
     try:
         return _attributes.decode(record.attributes)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise Unavailable(
             "store.tampered",
             f"the key record of VM {record.vm} has attributes that this service didn't write",

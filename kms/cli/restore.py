@@ -86,7 +86,7 @@ def _checked(source: Path) -> Manifest:
     """The backup's manifest, once every file is what it says. Raises BadRequest ``backup.damaged``."""
     try:
         manifest = msgspec.json.decode((source / MANIFEST).read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _damaged(f"{source / MANIFEST}: {error}") from None
     if manifest.format != FORMAT:
         raise _damaged(f"{source} is of format {manifest.format}; this is {FORMAT}")

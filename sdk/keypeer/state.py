@@ -208,7 +208,7 @@ class AgentState:
             return None
         try:
             return msgspec.json.decode(_read(place, ""), type=SignedGeoTag)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StateError("state.geo_tag", f"{place}: {error}", "delete it; the agent fetches it again") from None
 
     def save_geo_tag(self, tag: SignedGeoTag) -> None:
@@ -222,7 +222,7 @@ class AgentState:
             return ()
         try:
             kept = msgspec.json.decode(_read(place, "", limits.LAUNCH_LOG_BYTES_MAX), type=_Launches)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StateError("state.launches", f"{place}: {error}", "reboot, or restore the file") from None
         return kept.entries if kept.reset_count == boot.reset_count else ()
 

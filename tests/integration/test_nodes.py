@@ -14,12 +14,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import aclosing, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from keypeer.client import AsyncClient
 from keypeer.wire import messages as m
+from tests.support.hsm import wait_until
 from tests.support.officers import Officer, first_officer
 from tests.support.postgres import Cluster, cluster
 from tests.support.preload import compiled
@@ -187,6 +189,45 @@ def test_a_rotation_that_both_nodes_work_on_moves_each_key_once(nodes: tuple[Ser
         assert host.release("rotated-0") == key
 
 
+def killed(node: Service) -> None:
+    """Every process of it, at once."""
+    assert node.process is not None
+    supervisor = psutil.Process(node.process.pid)
+    for process in (supervisor, *supervisor.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    node.process.wait(DEADLINE_S)
+    node.process = None
+
+
+def test_a_rotation_ends_complete_though_a_node_is_killed_in_the_midst_of_it(nodes: tuple[Service, Service]) -> None:
+    first, second = nodes
+    host = good_host(first, "rotated-on")
+    host.attest()
+    vms = [f"turned-{number}" for number in range(4000)]
+    batch = [{"vm": vm, "policy": "eu"} for vm in vms]
+    assert first.caller("operator").post("/v1/vm-batches", {"vms": batch}).status == 201
+    sample = vms[:: len(vms) // 5]
+    keys = [host.release(vm) for vm in sample]
+
+    def status() -> dict[str, Any]:
+        shown: dict[str, Any] = json.loads(first.keypeer("kek", "status", "--json").stdout)
+        return shown
+
+    first.keypeer("kek", "rotate")
+    wait_until(lambda: status()["done"] > 0)
+    killed(second)
+    midst = status()
+    second.start()
+    wait_until(lambda: status()["state"] not in ("starting", "running"))
+    last = status()
+    assert (last["state"], last["failed"], last["done"]) == ("complete", 0, last["total"])
+    print(f"killed when {midst['done']} of {midst['total']} were moved")
+    for node in nodes:
+        moved(node, host).attest()
+        assert [host.release(vm) for vm in sample] == keys
+
+
 class Load:
     """Both nodes make VM keys at once, one caller each, until ``stop``. No caller tries anything twice."""
 
@@ -251,13 +292,7 @@ def test_a_node_killed_under_load_leaves_the_other_at_work_and_one_log(nodes: tu
     load = Load("killed", nodes)
     try:
         load.more(10, "a", "b")
-        assert second.process is not None
-        supervisor = psutil.Process(second.process.pid)
-        for process in (supervisor, *supervisor.children(recursive=True)):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        second.process.wait(DEADLINE_S)
-        second.process = None
+        killed(second)
         load.more(10, "a")
     finally:
         load.stop()

@@ -125,7 +125,7 @@ class Ledger:
         for number, text in enumerate(lines):
             try:
                 line = _decode(text)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError):
                 continue
             if number == 0 and line.boot != self._boot:
                 return

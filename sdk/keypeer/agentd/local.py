@@ -272,7 +272,7 @@ def _received(connection: socket.socket) -> tuple[LocalAnswer, int | None]:
             raise AnswerError("local.answer", "the agent closed the connection", "see its log")
     try:
         answer = _decode_answer(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         _close(descriptors)
         raise AnswerError("local.answer", str(error), "is it an agent of this version?") from None
     _close(descriptors[1:])

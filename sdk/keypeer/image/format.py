@@ -87,7 +87,7 @@ def encode_header(header: Header) -> bytes:
     text = msgspec.json.encode(header)
     try:
         _header.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StateError("image.argument", f"no image can have this header: {error}") from None
     return MAGIC + len(text).to_bytes(_SIZE_BYTES, "big") + text
 

@@ -41,5 +41,5 @@ def decode_statement(data: bytes) -> GeoTagStatement:
     """The statement in ``data``; raises WireError when it is none."""
     try:
         return _statement.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise WireError("geo_tag.statement", str(error)) from None

@@ -51,7 +51,7 @@ def test_the_nouns_are_all_there() -> None:
         "agent", "approvals", "audit", "auditor", "backup", "baseline", "certificate", "completion", "doctor",
         "geo-tag", "guest", "host", "identity", "image", "init", "kek", "keys", "migration", "officer", "operator",
         "policy", "proposal", "recovery", "restore", "rollback", "runtime", "serve", "signing-key", "store",
-        "tenant", "vm",
+        "tenant", "token", "vm",
     }  # fmt: skip
 
 
