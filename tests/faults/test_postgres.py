@@ -19,7 +19,7 @@ from kms.store.port import Check, Commit, Committed, Outcome, Store, Unknown
 from kms.store.postgres import PostgresStore
 from kms.store.postgres_address import parse
 from tests.support.postgres import Cluster, PostgresServer, cluster, place, server, shared_cluster
-from tests.support.stores import assert_log_holds, code_of, committed, postgres_store, put
+from tests.support.stores import assert_log_holds, code_of, committed, patient_store, postgres_store, put
 
 HEALTH_S = 2.0  # what /readyz promises
 
@@ -442,8 +442,9 @@ async def test_a_primary_that_was_not_told_of_its_successor_answers_nothing_over
         assert len(await left_behind.get_many([b"owner"])) == 1
         await asyncio.to_thread(three.fail_over)
         await asyncio.to_thread(three.wait_standbys, 1)
-        async with postgres_store(Path(), three.primary.url()) as store:
-            await put(store, (b"owner", b"host-2"))
+        store = await patient_store(three.primary.url())
+        await put(store, (b"owner", b"host-2"))
+        await store.close()
         assert old.sql("SELECT convert_from(value, 'utf8') FROM keypeer.records", "keypeer") == "host-1"
         monkeypatch.setattr(limits, "POSTGRES_READ_S", 0.5)  # from here on nothing is to be answered
         with pytest.raises(Unavailable):

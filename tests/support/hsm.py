@@ -313,7 +313,7 @@ class Host:
         return aes_key_unwrap_with_padding(key, released.wrapped)
 
 
-def wait_until(condition: Any, seconds: float = 15.0) -> None:
+def wait_until(condition: Any, seconds: float = 30.0) -> None:
     """Poll ``condition()`` until it is true; AssertionError after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():

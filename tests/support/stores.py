@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
 from keypeer.wire.tlog.merkle import fold, leaf_hash
 from kms import limits
-from kms.errors import KeypeerError
+from kms.errors import KeypeerError, Unavailable
 from kms.store.lmdb import LmdbStore
 from kms.store.memory import MemoryStore
 from kms.store.port import Commit, Committed, LogEntry, Outcome, Store
@@ -42,6 +42,14 @@ async def postgres_store(_folder: Path, url: str = "", *, single: bool = False) 
     store = await PostgresStore.open(parse(url, Path()), single=single)
     yield store
     await store.close()
+
+
+async def patient_store(url: str) -> Store:
+    """On servers of which one has just been promoted: a busy machine may take longer than a store waits for it."""
+    for _ in range(10):
+        with suppress(Unavailable):
+            return await PostgresStore.open(parse(url, Path()))
+    return await PostgresStore.open(parse(url, Path()))
 
 
 BACKENDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Store]]] = {
