@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kms.web import metric_table
 from tests.support import metric_reference
+from tests.support.hsm import wait_until
 from tests.support.service import Service
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "grafana"
@@ -99,8 +100,10 @@ def test_the_reference_is_what_the_table_says() -> None:
 
 
 def test_the_table_and_the_service_agree(node: Service) -> None:
-    assert node.caller("auditor").get("/v1/hosts").status == 200
-    reply = node.caller("auditor").get("/metrics")
+    auditor = node.caller("auditor")
+    assert auditor.get("/v1/hosts").status == 200
+    wait_until(lambda: b"keypeer_audit_checkpoint_entries " in auditor.get("/metrics").body)  # the first one takes a moment
+    reply = auditor.get("/metrics")
     assert reply.status == 200, (reply, [line for line in node.log.read_text().splitlines() if "bug" in line][-1:])
     text = reply.body.decode()
     told = {family.name: family for family in text_string_to_metric_families(text)}
