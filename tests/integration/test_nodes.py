@@ -3,58 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
-import itertools
 import json
 import secrets
-import shutil
-import threading
-import time
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from keypeer.client import AsyncClient
 from keypeer.wire import messages as m
 from tests.support.hsm import wait_until
+from tests.support.nodes import DEADLINE_S, Load, at, killed, moved, second_node
 from tests.support.officers import Officer, first_officer
 from tests.support.postgres import Cluster, cluster
 from tests.support.preload import compiled
 from tests.support.service import (
-    Caller,
-    Host,
     Service,
     create_vm,
-    free_port,
     good_host,
     initialised_service,
     put_demo_policy,
 )
 
 pytestmark = pytest.mark.integration
-DEADLINE_S = 30  # seconds; a test that waits longer has failed
-
-
-def second_node(first: Service, folder: Path) -> Service:
-    """Another node with the first one's settings, certificates and HSM partition, on a port of its own."""
-    shutil.copytree(first.folder, folder, ignore=shutil.ignore_patterns("run", "token", "*.log"))
-    node = Service(folder, free_port())
-    settings = folder / "keypeer.toml"
-    text = settings.read_text()
-    for old, new in {
-        f"127.0.0.1:{first.port}": f"127.0.0.1:{node.port}",
-        "{home}/token": str(first.folder / "token"),
-        "file:token/": f"file:{first.folder}/token/",
-    }.items():
-        assert old in text
-        text = text.replace(old, new)
-    settings.write_text(text)
-    return node
 
 
 @pytest.fixture(scope="module")
@@ -77,18 +50,6 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, servers: Cluster) -> Iterato
         for node in (first, second):
             if node.process is not None:
                 node.stop()
-
-
-def at(node: Service, host: Host) -> Caller:
-    """The host's calls to ``node``, with the certificate that it has."""
-    place = host.service.folder / "hosts" / host.name
-    return Caller(node.port, node.ca, place / "cert.pem", place / "key.pem")
-
-
-def moved(node: Service, host: Host) -> Host:
-    """The host calls ``node`` from here on."""
-    host.caller = at(node, host)
-    return host
 
 
 def test_a_nonce_of_one_node_is_used_up_once_at_the_other(nodes: tuple[Service, Service]) -> None:
@@ -189,17 +150,6 @@ def test_a_rotation_that_both_nodes_work_on_moves_each_key_once(nodes: tuple[Ser
         assert host.release("rotated-0") == key
 
 
-def killed(node: Service) -> None:
-    """Every process of it, at once."""
-    assert node.process is not None
-    supervisor = psutil.Process(node.process.pid)
-    for process in (supervisor, *supervisor.children(recursive=True)):
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    node.process.wait(DEADLINE_S)
-    node.process = None
-
-
 def test_a_rotation_ends_complete_though_a_node_is_killed_in_the_midst_of_it(nodes: tuple[Service, Service]) -> None:
     first, second = nodes
     host = good_host(first, "rotated-on")
@@ -226,65 +176,6 @@ def test_a_rotation_ends_complete_though_a_node_is_killed_in_the_midst_of_it(nod
     for node in nodes:
         moved(node, host).attest()
         assert [host.release(vm) for vm in sample] == keys
-
-
-class Load:
-    """Both nodes make VM keys at once, one caller each, until ``stop``. No caller tries anything twice."""
-
-    def __init__(self, name: str, nodes: tuple[Service, Service]) -> None:
-        self.name = name
-        self.made: Counter[str] = Counter()  # acknowledged keys by node
-        self._acknowledged: list[str] = []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._make, args=pair) for pair in zip("ab", nodes, strict=True)]
-        for thread in self._threads:
-            thread.start()
-
-    def _make(self, which: str, node: Service) -> None:
-        place = node.folder / "identities" / "operator"
-        caller = Caller(node.port, node.ca, place / "cert.pem", place / "key.pem")
-        caller.attempts = 1
-        for number in itertools.count():
-            if self._stop.is_set():
-                return
-            vm = f"{self.name}-{which}-{number}"
-            try:
-                answered = caller.post("/v1/vms", {"vm": vm, "policy": "eu", "size": 64})
-            except (OSError, http.client.HTTPException):  # killed in the midst: nobody knows
-                time.sleep(0.05)
-                continue
-            if answered.status == 201:
-                self._acknowledged.append(vm)
-                self.made[which] += 1
-            else:
-                time.sleep(0.05)
-
-    def more(self, count: int, *which: str) -> None:
-        """Returns once each of these nodes has acknowledged so many more."""
-        wanted = {each: self.made[each] + count for each in which}
-        deadline = time.monotonic() + DEADLINE_S
-        while any(self.made[each] < number for each, number in wanted.items()):
-            assert time.monotonic() < deadline, self.made
-            time.sleep(0.01)
-
-    def stop(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(DEADLINE_S)
-            assert not thread.is_alive()
-
-    def judge(self, node: Service) -> None:
-        """Nothing acknowledged is lost, nothing was done twice, and the log has no gap."""
-        entries = node.audit()
-        assert [entry["sequence"] for entry in entries] == list(range(len(entries)))
-        made = [entry["vm"] for entry in entries if entry["action"] == "vm.create" and entry["outcome"] != "refused"]
-        logged = Counter(vm for vm in made if vm.startswith(f"{self.name}-"))
-        lost = set(self._acknowledged) - set(logged)
-        doubled = {vm for vm, count in logged.items() if count > 1}
-        print(f"{self.name}: acknowledged {len(self._acknowledged)}, lost {len(lost)}, doubled {len(doubled)}")
-        assert (lost, doubled) == (set(), set())
-        for vm in self._acknowledged[-20:]:
-            assert node.caller("auditor").get(f"/v1/vms/{vm}").status == 200
 
 
 def test_a_node_killed_under_load_leaves_the_other_at_work_and_one_log(nodes: tuple[Service, Service]) -> None:

@@ -275,6 +275,15 @@ class Cluster:
         standby.stop()
         standby.start(**self._settings(standby), primary_conninfo=conninfo)
 
+    def rejoin(self, old: PostgresServer) -> None:
+        """A server that was the primary comes back as a standby, with a copy of what the primary has now."""
+        old.kill()
+        shutil.rmtree(old.folder)
+        conninfo = self._conninfo(self.primary, old)
+        as_user(BIN / "pg_basebackup", "-D", old.folder, "-X", "stream", "-c", "fast", "-d", conninfo)
+        (old.folder / "standby.signal").touch()
+        old.start(**self._settings(old), primary_conninfo=conninfo)
+
     def stop_all(self) -> None:
         """Power off, data kept."""
         for server in self.servers:
