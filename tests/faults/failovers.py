@@ -3,8 +3,8 @@
     python -m tests.faults.failovers [--rounds 20] [--json]
 
 Two service nodes on a PostgreSQL primary with two synchronous standbys, all on this machine; what a round does is told
-in tests/support/failovers.py. Exit code 1 when anything acknowledged was lost, anything happened twice, or a key went to
-a host while another one held it. Some 6 s a round on two cores.
+in tests/support/failovers.py. Exit code 1 when anything acknowledged was lost, anything happened twice, or a key went
+to a host while another one held it. Some 6 s a round on two cores.
 """
 
 from __future__ import annotations
