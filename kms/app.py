@@ -90,7 +90,7 @@ async def open_context(home: Home, *, background: bool = False) -> AsyncIterator
         if (trouble := await rollback.look()) is not None:
             _log.error("store and token", code=trouble.error().code, detail=trouble.error().detail)
         clock = SystemClock()
-        yield Context(
+        ctx = Context(
             store=store,
             records=records,
             runtime=RuntimePolicies(store, records),
@@ -109,6 +109,25 @@ async def open_context(home: Home, *, background: bool = False) -> AsyncIterator
             webhook_client=webhooks,
             server_certificate=partial(server_certificate, home),
         )
+        async with open_site(home, ctx) as site:
+            yield replace(ctx, site=site)
+
+
+@asynccontextmanager
+async def open_site(home: Home, ctx: Context) -> AsyncIterator[Context | None]:
+    """``ctx`` over this site's standby, where the settings name one."""
+    if (address := home.replica()) is None:
+        yield None
+        return
+    from kms.store.postgres_replica import PostgresReplica
+
+    replica = PostgresReplica(address)
+    await replica.open()
+    records = Records(replica, ctx.custody)
+    try:
+        yield replace(ctx, store=replica, records=records, runtime=RuntimePolicies(replica, records))
+    finally:
+        await replica.close()
 
 
 @asynccontextmanager

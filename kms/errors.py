@@ -127,3 +127,13 @@ class Overtaken(NoVerdict):
 
 class EvidenceError(BadRequest):
     """Evidence bytes that don't parse, or that no honest TPM would have made."""
+
+
+def cut_off() -> Unavailable:
+    """What this site can't do by itself."""
+    return Unavailable(
+        "site.cut_off",
+        "this site is cut off from the primary of its store, and this needs a fresh read or a commit; "
+        "only leases are renewed here, and no longer than their grace",
+        hint="ask again when the primary can be reached, or ask a node that reaches it",
+    )

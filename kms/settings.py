@@ -63,10 +63,13 @@ class HsmSettings(_Table, frozen=True, kw_only=True):
 
 class StoreSettings(_Table, frozen=True, kw_only=True):
     """``url`` is ``lmdb:FOLDER`` or ``postgresql://…`` (kms/store/postgres_address.py). ``map_size_mib`` is the LMDB
-    file's fixed, sparse size: address space, not disk. ``single``: PostgreSQL without standbys is what is wanted."""
+    file's fixed, sparse size: address space, not disk. ``single``: PostgreSQL without standbys is what is wanted.
+    ``replica``, a URL like ``url``, is the standby at this node's own site: while the primary can't be reached, leases
+    are renewed by it within their grace (deploy/postgres.md)."""
 
     url: str = "lmdb:store"
     single: bool = False
+    replica: str = ""
     map_size_mib: Annotated[int, Meta(ge=1, le=16 * 1024 * 1024)] = 65_536
 
 
@@ -174,6 +177,11 @@ class Home:
         """Where the PostgreSQL store is, when ``url``, or else the settings, name one."""
         named = url or self.settings.store.url
         return parse(named, self.folder) if is_postgres(named) else None
+
+    def replica(self) -> Address | None:
+        """Where this site's standby is, when the settings name one."""
+        named = self.settings.store.replica
+        return parse(named, self.folder) if named else None
 
     @property
     def vendor_cas(self) -> Path:

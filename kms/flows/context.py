@@ -123,6 +123,7 @@ class Context:
     node: str = "node"  # what this node is called among those of one store
     silent: Callable[[], Sequence[tuple[str, float]]] = tuple  # processes that stand still, and for how many seconds
     committed: CommitTold = _nobody
+    site: Context | None = None  # the same over this site's standby, for when the primary is cut off (kms.flows.site)
 
     async def signing_key(self, name: SigningName) -> SigningKey:
         """A signing key's versions, freshly read."""

@@ -38,6 +38,28 @@ async def readiness(ctx: Context) -> Readiness:
     return Readiness(ready=all(check.ok for check in checks), checks=(*checks, *shown))
 
 
+async def renewals(ctx: Context) -> Readiness:
+    """Whether a lease would be renewed now: by the primary, or within its grace by this site's standby."""
+    hsm, store = await _hsm(ctx), await _store(ctx)
+    checks = [hsm, store]
+    if not store.ok and ctx.site is not None:
+        health = await ctx.site.store.health()
+        found = health.reason or "leases are renewed by this site's standby, within their grace"
+        checks = [hsm, HealthCheck(id="site", ok=health.ok, found=found, mend="" if health.ok else "see store.replica")]
+        checks += [await _clock_step(ctx)]
+    return Readiness(ready=all(check.ok for check in checks), checks=tuple(checks))
+
+
+async def _clock_step(ctx: Context) -> HealthCheck:
+    set_by = ctx.clock_set_by()
+    return HealthCheck(
+        id="clock",
+        ok=abs(set_by) <= limits.CLOCK_STEP_MAX_S,
+        found=f"the clock was set by {set_by:.0f} s under this process",
+        mend="put it right; or, when it is right now, restart the service",
+    )
+
+
 async def _wait(ctx: Context, tasks: Mapping[str, _Task]) -> HealthCheck:
     """Until all are done, or as long as there is a use in it; how the HSM is then."""
     pending = set(tasks.values())

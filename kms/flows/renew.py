@@ -22,27 +22,14 @@ from kms.audit.record import Facts
 from kms.domain import Lease
 from kms.errors import KeypeerError, Reason
 from kms.flows.context import Caller, Context, conflict, session_refusal, unknown_host
-from kms.keys.leases import is_held
-from kms.keys.lifecycle import refuse_old_release, refuse_release
-from kms.policy.decide import decide, decide_config, lease_end
+from kms.flows.held import held_page, read_holder
+from kms.policy.decide import lease_end
 from kms.policy.model import Policy
-from kms.records import (
-    EVENT_HEADS,
-    HELD_PREFIX,
-    HOSTS,
-    LAUNCHES,
-    LEASES,
-    SESSIONS,
-    Loaded,
-    held_key,
-    load_policy,
-    old_key,
-    vm_key,
-)
+from kms.records import HELD_PREFIX, Loaded, held_key
 from kms.store.port import Check
-from kms.trust import HostLog, host_log, lease_events
-from kms.views import launched_configs, reason_view
-from kms.vm_records import StoredVm, open_vm
+from kms.trust import HostLog, lease_events
+from kms.views import reason_view
+from kms.vm_records import StoredVm
 
 _ACTION = "lease.renew"
 _encode = msgspec.msgpack.Encoder().encode
@@ -72,49 +59,27 @@ async def renew(ctx: Context, caller: Caller, request: RenewLeases) -> RenewedLe
 
 async def _once(ctx: Context, caller: Caller, wanted: bytes, after: str) -> RenewedLeases | None:
     name, now = caller.name, ctx.now()
-    items = await ctx.store.get_many([kind.key(name) for kind in (SESSIONS, HOSTS, LAUNCHES, EVENT_HEADS)])
-    (session,) = await ctx.records.open(SESSIONS, items[:1])
-    (host,) = await ctx.records.open(HOSTS, items[1:2])
-    (launches,) = await ctx.records.open(LAUNCHES, items[2:3])
-    (head,) = await ctx.records.open(EVENT_HEADS, items[3:])
+    holder = await read_holder(ctx, name)
+    host, session, log = holder.host, holder.session, holder.log
     error = session_refusal(host.value if host else None, session.value if session else None, caller, wanted, now)
     if error is not None or session is None or host is None:
         raise await ctx.refuse(caller, _ACTION, error or unknown_host(name), host=name)
-    log, prefix = host_log(name, head), held_key(name, "")
-    marks = await ctx.store.scan(prefix, held_key(name, after), limits.RENEW_PAGE)
-    vms = [mark.key[len(prefix) :].decode() for mark in marks]
-    leases = await ctx.records.open(LEASES, await ctx.store.get_many([LEASES.key(vm) for vm in vms]))
-    keys = await _keys(ctx, vms, leases)
-    policies = {
-        each: await load_policy(ctx.records, each)
-        for each in sorted({key.attributes.policy for key, _ in keys.values() if key is not None})
-    }
-    launched = launched_configs(launches.value if launches else None, session.value)
-    verdicts = {each: decide(policy.value, session.value.appraisal, now) for each, policy in policies.items() if policy}
+    held = await held_page(ctx, holder, session.value, after, now)
     page = _Page()
-    for vm, lease in zip(vms, leases, strict=True):
-        if lease is None or not is_held(lease.value, name, log.head.ended_all, now - lease.value.grace):
-            page.deletes.append(held_key(name, vm))
+    for each in held.leases:
+        if each.lease is None:
+            page.deletes.append(held_key(name, each.vm))
             continue
-        key, asked = keys[vm]
-        policy = policies[key.attributes.policy] if key is not None else None
-        if key is None or asked is None or policy is None:
-            _end(page, lease, vm, (_gone(vm),), now)
-            continue
-        page.checks += [key.check, *(() if asked is key else (asked.check,))]
-        reasons = (
-            *_refuse_state(key, asked, name, lease.value, now),
-            *verdicts[policy.value.name],
-            *decide_config(policy.value, vm, name, launched, key.attributes.config),
-        )
-        if not reasons:
-            _renew(page, lease, vm, asked, policy.value, lease_end(policy.value, session.value.appraisal.geo, now), log)
-        elif all(reason.id.startswith("fresh.") for reason in reasons):
-            page.waiting.append((vm, reasons))
+        page.checks += each.checks
+        if each.asked is not None and each.policy is not None and not each.reasons:
+            expires_at = lease_end(each.policy, session.value.appraisal.geo, now)
+            _renew(page, each.lease, each.vm, each.asked, each.policy, expires_at, log)
+        elif each.wants_evidence:
+            page.waiting.append((each.vm, each.reasons))
         else:
-            _end(page, lease, vm, reasons, now)
+            _end(page, each.lease, each.vm, each.reasons, now)
     told = log.tell(lease_events(name, ctx.clock(), page.ended))
-    checks = [session.check, host.check, *(policy.check for policy in policies.values() if policy), *told.checks]
+    checks = [session.check, host.check, *held.checks, *told.checks]
     puts, deletes = [*page.puts, *told.puts], [*page.deletes, *told.deletes]
     if puts or deletes:
         entries = _entries(ctx, caller, page)
@@ -126,37 +91,8 @@ async def _once(ctx: Context, caller: Caller, wanted: bytes, after: str) -> Rene
         waiting=_views(page.waiting),
         as_of=log.head.last,
         now=now,
-        next=vms[-1] if len(vms) == limits.RENEW_PAGE else None,
+        next=held.next,
     )
-
-
-async def _keys(
-    ctx: Context, vms: Sequence[str], leases: Sequence[Loaded[Lease] | None]
-) -> dict[str, tuple[StoredVm | None, StoredVm | None]]:
-    """Of each VM its key and the version that its lease names."""
-    current = [_opened(item) for item in await ctx.store.get_many([vm_key(vm) for vm in vms])]
-    found: dict[str, tuple[StoredVm | None, StoredVm | None]] = {}
-    for vm, key, lease in zip(vms, current, leases, strict=True):
-        asked = key
-        if key is not None and lease is not None and key.record.key_version != lease.value.version:
-            item = await ctx.store.get(old_key(vm, lease.value.version))
-            asked = _opened(item)
-        found[vm] = key, asked
-    return found
-
-
-def _opened(item: object) -> StoredVm | None:
-    try:
-        return None if item is None else open_vm(item)  # type: ignore[arg-type]  # an Item, or None
-    except KeypeerError:  # no record: it isn't renewed
-        return None
-
-
-def _refuse_state(key: StoredVm, asked: StoredVm, host: str, lease: Lease, now: int) -> tuple[Reason, ...]:
-    vm, version = asked.record.vm, asked.record.key_version
-    if asked is key:
-        return refuse_release(key.attributes, version, vm=vm, host=host, lease=lease, now=now)
-    return refuse_old_release(key.attributes, asked.attributes, version, vm=vm, host=host, lease=lease, now=now)
 
 
 def _renew(
@@ -183,10 +119,6 @@ def _end(page: _Page, lease: Loaded[Lease], vm: str, reasons: tuple[Reason, ...]
     page.puts.append((lease.key, _encode(ended)))
     page.deletes.append(HELD_PREFIX + f"{lease.value.host}/{vm}".encode())
     page.ended.append((vm, reasons))
-
-
-def _gone(vm: str) -> Reason:
-    return Reason("vm.unknown", f"VM {vm} to have a key of that version", "it has none", "stop the VM, or restore it")
 
 
 def _entries(ctx: Context, caller: Caller, page: _Page) -> list[bytes]:

@@ -13,45 +13,38 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 
 from kms import limits
 from kms.errors import KeypeerError, Unavailable
 from kms.store import postgres_schema as sql
-from kms.store.bounds import check_sizes, page, pages
+from kms.store.bounds import check_sizes, pages
 from kms.store.port import (
     Change,
     Commit,
     Committed,
     Finding,
     Health,
-    Item,
-    LogEntry,
-    LogHead,
     Outcome,
     Unknown,
 )
 from kms.store.postgres_address import Address
 from kms.store.postgres_changes import Changes
-from kms.store.postgres_plan import State
-from kms.store.postgres_reads import Reader
+from kms.store.postgres_reads import PostgresReads
 from kms.store.postgres_server import FAILURES, Server
 from kms.store.postgres_upgrade import schema, upgrade
 from kms.store.postgres_writer import PostgresWriter
 
-NUMBER_MAX = 2**63 - 1  # bigint
-LEVEL_MAX = 7  # of tiles; 256^8 entries are more than there are numbers for
 PROBE = Commit()  # what health commits: it changes nothing but the version
 
 
-class PostgresStore:
+class PostgresStore(PostgresReads):
     """kms.store.port.Store on PostgreSQL. Made by ``open``."""
 
     def __init__(self, server: Server, newest: int) -> None:
-        self._server = server
+        super().__init__(server)
         self._changes = Changes(server, newest)
         self._writer = PostgresWriter(server, self._changes.changed)
-        self._reader = Reader(server)
         self._used = (0.0, 0)  # CLOCK_MONOTONIC, and bytes then
         self._closed = False
 
@@ -70,48 +63,6 @@ class PostgresStore:
             connection.terminate()
         await server.open()
         return cls(server, newest)
-
-    # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def get(self, key: bytes) -> Item | None:
-        return (await self._reader.get_many((key,)))[0]
-
-    async def get_many(self, keys: Sequence[bytes]) -> list[Item | None]:
-        return await self._reader.get_many(keys)
-
-    async def scan(self, prefix: bytes, after: bytes = b"", limit: int = limits.PAGE_DEFAULT) -> list[Item]:
-        if not page(limit):
-            return []
-        end = _end(prefix)
-        statement, ends = (sql.SCAN, ()) if end is None else (sql.SCAN_BELOW, (end,))
-        rows = await self._server.fresh(sql.ITEM, statement, prefix, after, page(limit), *ends)
-        return [Item(key, value, version) for version, key, value in rows]
-
-    async def export(self, prefix: bytes) -> AsyncIterator[Item]:
-        after = b""
-        while items := await self.scan(prefix, after, limits.SCAN_MAX):
-            for item in items:
-                yield item
-            after = items[-1].key
-
-    async def log_head(self) -> LogHead:
-        ((size, peaks),) = await self._server.fresh(sql.HASH, sql.HEAD)
-        return LogHead(size, State(log_size=size, peaks=peaks).tree().root())
-
-    async def log_read(self, after: int, limit: int) -> list[LogEntry]:
-        if not page(limit) or after > NUMBER_MAX:
-            return []
-        rows = await self._server.fresh(sql.ITEM, sql.LOG, max(after, 0), page(limit))
-        return [LogEntry(sequence, entry, leaf) for sequence, leaf, entry in rows]
-
-    async def log_hashes(self, level: int, start: int, count: int) -> list[bytes]:
-        start = max(start, 0)
-        if not page(count) or start > NUMBER_MAX or not 0 <= level <= LEVEL_MAX:
-            return []
-        levels = (level,) if level else ()
-        statement = sql.NODES if level else sql.LEAVES
-        rows = await self._server.fresh(sql.HASH, statement, start, page(count), *levels)
-        return [found for _, found in rows]
 
     async def resolve(self, op_id: bytes) -> Committed | None:
         """Under the lock that commits take, so that one whose outcome wasn't told is over, and won't happen later."""
@@ -190,9 +141,3 @@ class PostgresStore:
         await self._writer.close()
         await self._changes.close()
         await self._server.close()
-
-
-def _end(prefix: bytes) -> bytes | None:
-    """The first key behind all that begin with ``prefix``; None when there is none."""
-    head = prefix.rstrip(b"\xff")
-    return head[:-1] + bytes([head[-1] + 1]) if head else None

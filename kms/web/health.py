@@ -15,7 +15,20 @@ async def _ready(call: Call) -> Readiness:
     return await health.readiness(call.ctx)
 
 
+async def _renewals(call: Call) -> Readiness:
+    return await health.renewals(call.ctx)
+
+
 ROUTES = (
     Route("GET", "/healthz", "Does this process answer?", None, _live, answer=HealthCheck, rate="health"),
+    Route(
+        "GET",
+        "/readyz/renewals",
+        "Would a lease be renewed now?",
+        None,
+        _renewals,
+        answer=Readiness,
+        rate="health",
+    ),
     Route("GET", "/readyz", "Would a release succeed now?", None, _ready, answer=Readiness, rate="health"),
 )

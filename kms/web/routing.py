@@ -99,7 +99,8 @@ class Route:
     ``raw`` is the content type of answers that are Raw; ``rest`` names the path parameter that may hold slashes.
     ``act`` names an officers' act: it needs as many officers as the approval rules say for it (DESIGN §10).
     ``rate`` names the limit that it counts against (kms/web/limiter.py), ``cost`` for how many a body counts.
-    ``streams``: who accepts text/event-stream gets one. ``while_rolled_back``: it may change a database that was put
+    ``streams``: who accepts text/event-stream gets one. ``cut_off`` answers instead at a site that can't reach the
+    store's primary. ``while_rolled_back``: it may change a database that was put
     back (kms.rollback)."""
 
     method: str
@@ -119,6 +120,7 @@ class Route:
     raw: str = ""
     rest: str = ""
     streams: bool = False
+    cut_off: Handler | None = None
 
 
 PAGE_QUERY = {

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -46,7 +47,8 @@ from kms.web.limiter import Limiter
 from kms.web.metrics import Metrics
 from kms.web.openapi import document
 from kms.web.problems import CONTENT_TYPE, from_decoding, from_wire
-from kms.web.routing import STAFF, Call, Raw, Route, Stream
+from kms.web.routing import STAFF, Call, Handler, Raw, Route, Stream
+from kms.web.site import Site
 
 ROUTES: tuple[Route, ...] = (
     *enrolments.ROUTES,
@@ -79,9 +81,10 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def application(ctx: Context, metrics: Metrics, limiter: Limiter) -> web.Application:
     """The whole HTTP face over the service's parts."""
     app = web.Application(client_max_size=limits.BODY_BYTES_MAX, middlewares=[_outer(ctx)])
+    site = Site(ctx) if ctx.site is not None else None
     for route in ROUTES:
         path = route.path.replace(f"{{{route.rest}}}", f"{{{route.rest}:.+}}") if route.rest else route.path
-        app.router.add_route(route.method, path, _handler(ctx, metrics, limiter, route))
+        app.router.add_route(route.method, path, _handler(ctx, metrics, limiter, route, site))
     app.on_shutdown.append(_end_streams(ctx))
     app.router.add_get("/metrics", _metrics_handler(ctx, metrics))
     app.router.add_get("/openapi.json", _openapi_handler())
@@ -95,22 +98,28 @@ def _end_streams(ctx: Context) -> Callable[[web.Application], Awaitable[None]]:
     return end
 
 
-def _handler(ctx: Context, metrics: Metrics, limiter: Limiter, route: Route) -> _Handler:
+def _handler(ctx: Context, metrics: Metrics, limiter: Limiter, route: Route, site: Site | None = None) -> _Handler:
     decode: _Decode | None = msgspec.json.Decoder(route.request).decode if route.request is not None else None
     if route.while_rolled_back:
         ctx = replace(ctx, accepts_rollback=True)
+
+    async def respond(ctx: Context, call: Handler, request: web.Request, certificate: bytes | None) -> Any:
+        caller = await identify(ctx, route, certificate)
+        body = await _body(request, route, decode) if decode is not None else None
+        if route.cost is not None and (more := route.cost(body) - 1) > 0:
+            await _admit(ctx, limiter, route, request, certificate, more)
+        granted = await alone(ctx, caller, route.act) if route.act and caller is not None else ctx
+        return await call(Call(granted, caller, request.match_info, request.query, body, request.headers))
 
     async def handle(request: web.Request) -> web.StreamResponse:
         started = time.perf_counter()
         try:
             certificate = _certificate(request)
             await _admit(ctx, limiter, route, request, certificate)
-            caller = await identify(ctx, route, certificate)
-            body = await _body(request, route, decode) if decode is not None else None
-            if route.cost is not None and (more := route.cost(body) - 1) > 0:
-                await _admit(ctx, limiter, route, request, certificate, more)
-            granted = await alone(ctx, caller, route.act) if route.act and caller is not None else ctx
-            answer = await route.call(Call(granted, caller, request.match_info, request.query, body, request.headers))
+            if site is None:
+                answer = await respond(ctx, route.call, request, certificate)
+            else:
+                answer = await site.answer(route, partial(respond, request=request, certificate=certificate))
             status = _status(route, answer)
         except KeypeerError as error:
             metrics.refused(route, error, time.perf_counter() - started)

@@ -41,7 +41,8 @@ from keypeer.wire.profile import PCR_BANK
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 # What ends a session on the service's side; attesting anew mends it.
-_NO_VERDICT = ("attestation.logs", "attestation.overtaken")  # and the service keeps the session that it knows
+# No verdict: the service keeps the session that it knows.
+_NO_VERDICT = ("attestation.logs", "attestation.overtaken", "site.cut_off")
 _SESSION_GONE = ("session.unknown", "session.expired", "session.certificate")
 
 
@@ -173,6 +174,17 @@ class HostAgent:
                         raise
                     session = await self._fresh_session()
                     page = await (await self._connected()).renew_leases(session.name, after)
+            yield page
+            after = page.next
+            if after is None:
+                return
+
+    async def renew_cut_off(self) -> AsyncGenerator[RenewedLeases, None]:
+        """The same at a site that is cut off, where nobody can attest: under the last session, live or not."""
+        after: str | None = None
+        while self._session is not None:
+            async with self._turn:
+                page = await (await self._connected()).renew_leases(self._session.name, after)
             yield page
             after = page.next
             if after is None:

@@ -51,6 +51,7 @@ from keypeer.wire.messages.events import RESYNC
 _log = structlog.get_logger("keypeer.agent")
 # The service's word that this host may hold nothing: what an event says too, should the stream be cut.
 _DENIED = ("attestation.refused", "host.revoked", "evidence.malformed")
+_CUT_OFF = "site.cut_off"  # the service's word that it can't reach its store's primary, and renews leases only
 _DROPPED_TOLD = 100  # keys dropped lately, in a status
 
 
@@ -152,6 +153,8 @@ class Daemon:
                     self._deny_all(error.code, error)
                 elif isinstance(error, ServiceUnavailable):
                     after, retry = min(retry, after), 2 * retry
+                elif error.code == _CUT_OFF:
+                    await self._renew_cut_off()
             await asyncio.sleep(max(0.0, limits.ATTEST_MIN_S - (self._clock() - started)))
             await self._until_due(started + after)
 
@@ -218,6 +221,22 @@ class Daemon:
             held = self._ledger.get(vm)
             if held is not None and held.as_of == as_of and vm not in named:
                 self._deny(held, "lease.unknown: the service knows of no lease of this host on it")
+        self._judge_all()
+
+    async def _renew_cut_off(self) -> None:
+        """What a site that is cut off can renew. It may not know of every lease: what it doesn't name goes on by its
+        own terms. All are renewed as ever as soon as this host can attest."""
+        self._doubtful = True
+        before = self._clock()
+        try:
+            async with aclosing(self._agent.renew_cut_off()) as pages:
+                async for page in pages:
+                    self._renewed(page, before)
+                    before = self._clock()
+        except KeypeerClientError as error:
+            self._trouble.note("renew", error)
+            return
+        self._trouble.note("renew", None)
         self._judge_all()
 
     def _renewed(self, page: RenewedLeases, before: float) -> set[str]:

@@ -64,7 +64,8 @@ class EndedLease(Answer, frozen=True, kw_only=True):
 
 class RenewedLeases(Answer, frozen=True, kw_only=True):
     """A page of the host's leases: renewed, ended (drop their keys), or ``waiting`` for fresher evidence (attest, and
-    renew again). A VM that no page names has no lease here. ``as_of`` as in Release; ``now`` is the service's time."""
+    renew again). A VM that no page names has no lease here. ``as_of`` as in Release; ``now`` is the service's time.
+    ``cut_off``: by a site that can't reach the primary of its store, so that a VM which isn't named is no news."""
 
     items: tuple[RenewedLease, ...]
     ended: tuple[EndedLease, ...] = ()
@@ -72,3 +73,4 @@ class RenewedLeases(Answer, frozen=True, kw_only=True):
     as_of: int
     now: UnixSeconds
     next: VmId | None = None
+    cut_off: bool = False
