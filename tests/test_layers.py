@@ -52,6 +52,7 @@ FLOORS = {
     "kms.officers": 2.7,
     "kms.movers": 2.9,
     "kms.nodes": 2.9,
+    "kms.held": 2.9,
     "kms.trust": 2.7,
     "kms.listeners": 2.7,
     "kms.destinations": 2.9,

@@ -22,7 +22,7 @@ from kms.audit.record import Facts
 from kms.domain import Lease
 from kms.errors import KeypeerError, Reason
 from kms.flows.context import Caller, Context, conflict, session_refusal, unknown_host
-from kms.flows.held import held_page, read_holder
+from kms.held import held_page, read_holder
 from kms.policy.decide import lease_end
 from kms.policy.model import Policy
 from kms.records import HELD_PREFIX, Loaded, held_key
@@ -59,12 +59,12 @@ async def renew(ctx: Context, caller: Caller, request: RenewLeases) -> RenewedLe
 
 async def _once(ctx: Context, caller: Caller, wanted: bytes, after: str) -> RenewedLeases | None:
     name, now = caller.name, ctx.now()
-    holder = await read_holder(ctx, name)
+    holder = await read_holder(ctx.store, ctx.records, name)
     host, session, log = holder.host, holder.session, holder.log
     error = session_refusal(host.value if host else None, session.value if session else None, caller, wanted, now)
     if error is not None or session is None or host is None:
         raise await ctx.refuse(caller, _ACTION, error or unknown_host(name), host=name)
-    held = await held_page(ctx, holder, session.value, after, now)
+    held = await held_page(ctx.store, ctx.records, holder, session.value, after, now)
     page = _Page()
     for each in held.leases:
         if each.lease is None:

@@ -23,7 +23,7 @@ from kms import limits
 from kms.domain import Lease
 from kms.errors import Unavailable, cut_off
 from kms.flows.context import Caller, Context, host_refusal, session_refusal, unknown_host
-from kms.flows.held import HeldLease, held_page, read_holder
+from kms.held import HeldLease, held_page, read_holder
 from kms.views import reason_view
 
 _log = structlog.get_logger("keypeer.site")
@@ -39,7 +39,7 @@ async def renew_cut_off(ctx: Context, caller: Caller, request: RenewLeases) -> R
             f"this node's clock was set by {set_by:.0f} s, and no primary can be asked what time it is",
             hint="put it right; or, when it is right now, restart the service",
         )
-    holder = await read_holder(ctx, caller.name)
+    holder = await read_holder(ctx.store, ctx.records, caller.name)
     host, session = holder.host, holder.session
     error = host_refusal(host.value if host else None, caller, now)
     if error is None and host is not None:
@@ -47,7 +47,7 @@ async def renew_cut_off(ctx: Context, caller: Caller, request: RenewLeases) -> R
         error = session_refusal(host.value, session.value if session else None, caller, wanted, lived)
     if error is not None or host is None or session is None:
         raise error or unknown_host(caller.name)
-    held = await held_page(ctx, holder, session.value, request.after or "", now)
+    held = await held_page(ctx.store, ctx.records, holder, session.value, request.after or "", now)
     items, ended = [], []
     for each in held.leases:
         if each.lease is None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from kms import limits
 from kms.domain import AttestationSession, EnrolledHost, Lease
 from kms.errors import KeypeerError, Reason
-from kms.flows.context import Context
 from kms.keys.leases import is_held
 from kms.keys.lifecycle import refuse_old_release, refuse_release
 from kms.policy.decide import decide, decide_config
@@ -20,12 +19,13 @@ from kms.records import (
     LEASES,
     SESSIONS,
     Loaded,
+    Records,
     held_key,
     load_policy,
     old_key,
     vm_key,
 )
-from kms.store.port import Check
+from kms.store.port import Check, Store
 from kms.trust import HostLog, host_log
 from kms.views import launched_configs
 from kms.vm_records import StoredVm, open_vm
@@ -69,27 +69,29 @@ class HeldPage:
     next: str | None
 
 
-async def read_holder(ctx: Context, name: str) -> Holder:
+async def read_holder(store: Store, records: Records, name: str) -> Holder:
     """The host ``name``."""
-    items = await ctx.store.get_many([kind.key(name) for kind in (SESSIONS, HOSTS, LAUNCHES, EVENT_HEADS)])
-    (session,) = await ctx.records.open(SESSIONS, items[:1])
-    (host,) = await ctx.records.open(HOSTS, items[1:2])
-    (launches,) = await ctx.records.open(LAUNCHES, items[2:3])
-    (head,) = await ctx.records.open(EVENT_HEADS, items[3:])
+    items = await store.get_many([kind.key(name) for kind in (SESSIONS, HOSTS, LAUNCHES, EVENT_HEADS)])
+    (session,) = await records.open(SESSIONS, items[:1])
+    (host,) = await records.open(HOSTS, items[1:2])
+    (launches,) = await records.open(LAUNCHES, items[2:3])
+    (head,) = await records.open(EVENT_HEADS, items[3:])
     launched = launched_configs(launches.value if launches else None, session.value) if session else {}
     return Holder(name, host, session, launched, host_log(name, head))
 
 
-async def held_page(ctx: Context, holder: Holder, session: AttestationSession, after: str, now: int) -> HeldPage:
+async def held_page(
+    store: Store, records: Records, holder: Holder, session: AttestationSession, after: str, now: int
+) -> HeldPage:
     """The leases of ``holder`` after the VM ``after``, judged at ``now`` by its ``session``. A lease counts until its
     grace is over: so long nobody else gets the VM."""
     name, prefix = holder.name, held_key(holder.name, "")
-    marks = await ctx.store.scan(prefix, held_key(name, after), limits.RENEW_PAGE)
+    marks = await store.scan(prefix, held_key(name, after), limits.RENEW_PAGE)
     vms = [mark.key[len(prefix) :].decode() for mark in marks]
-    leases = await ctx.records.open(LEASES, await ctx.store.get_many([LEASES.key(vm) for vm in vms]))
-    keys = await _keys(ctx, vms, leases)
+    leases = await records.open(LEASES, await store.get_many([LEASES.key(vm) for vm in vms]))
+    keys = await _keys(store, vms, leases)
     policies = {
-        each: await load_policy(ctx.records, each)
+        each: await load_policy(records, each)
         for each in sorted({key.attributes.policy for key, _ in keys.values() if key is not None})
     }
     verdicts = {each: decide(policy.value, session.appraisal, now) for each, policy in policies.items() if policy}
@@ -118,15 +120,15 @@ async def held_page(ctx: Context, holder: Holder, session: AttestationSession, a
 
 
 async def _keys(
-    ctx: Context, vms: Sequence[str], leases: Sequence[Loaded[Lease] | None]
+    store: Store, vms: Sequence[str], leases: Sequence[Loaded[Lease] | None]
 ) -> dict[str, tuple[StoredVm | None, StoredVm | None]]:
     """Of each VM its key and the version that its lease names."""
-    current = [_opened(item) for item in await ctx.store.get_many([vm_key(vm) for vm in vms])]
+    current = [_opened(item) for item in await store.get_many([vm_key(vm) for vm in vms])]
     found: dict[str, tuple[StoredVm | None, StoredVm | None]] = {}
     for vm, key, lease in zip(vms, current, leases, strict=True):
         asked = key
         if key is not None and lease is not None and key.record.key_version != lease.value.version:
-            item = await ctx.store.get(old_key(vm, lease.value.version))
+            item = await store.get(old_key(vm, lease.value.version))
             asked = _opened(item)
         found[vm] = key, asked
     return found
