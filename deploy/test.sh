@@ -5,6 +5,7 @@ set -euo pipefail
 set_up
 # Go's reference implementation of transparency logs verifies our exports (tests/support/tlog): 81 MB, once.
 install_packages golang-go golang-golang-x-mod-dev
+install_packages iproute2 # a network that can be cut
 # Hypervisors, and what their guests are made of.
 install_packages prometheus # promtool checks deploy/grafana; its server isn't used
 install_packages busybox-static cpio libvirt-clients libvirt-daemon qemu-system-x86 qemu-utils spin

@@ -14,10 +14,11 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.network import HERE, THERE
 from tests.support.tls_server import TestCa
 
 USER = "postgres"  # of the operating system, and the superuser of the database
@@ -31,7 +32,6 @@ host      all         plain    127.0.0.1/32   trust
 hostssl   all         locked   127.0.0.1/32   scram-sha-256
 """
 _SETTINGS = {
-    "listen_addresses": "127.0.0.1",
     "ssl": "on",
     "fsync": "on",
     "synchronous_commit": "on",
@@ -81,7 +81,12 @@ def authority() -> TestCa:
     folder = place() / "tls"
     folder.mkdir()
     ca = TestCa(folder)
-    for each in (ca.issue("server", localhost=True), ca.issue("keypeer"), ca.issue("plain"), ca.issue("locked")):
+    for each in (
+        ca.issue("server", localhost=True, addresses=(HERE, THERE)),
+        ca.issue("keypeer"),
+        ca.issue("plain"),
+        ca.issue("locked"),
+    ):
         each.key.chmod(0o600)
     for path in (folder, *folder.iterdir()):
         if not os.geteuid():
@@ -112,25 +117,34 @@ def template() -> Path:
 class PostgresServer:
     """One server on a data folder."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, host: str = "localhost", within: Sequence[str] = ()) -> None:
+        """``host`` is what others reach it by; ``within`` runs a command where the server is."""
         self.folder = folder
         self.port = port
+        self.host = host
+        self.within = within
         self.process: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def made(cls, name: str, port: int) -> PostgresServer:
+    def made(cls, name: str, port: int, host: str = "localhost", within: Sequence[str] = ()) -> PostgresServer:
         """A server of its own on a copy of the template, not started."""
         folder = place() / name
         subprocess.run(["cp", "-a", str(template()), str(folder)], check=True)
-        return cls(folder, port)
+        return cls(folder, port, host, within)
 
     def start(self, *, wait: bool = True, **settings: str) -> None:
         """Settings come over those of the file."""
-        options = {"port": str(self.port), "unix_socket_directories": str(self.folder), **settings}
+        listen = "127.0.0.1" if self.host == "localhost" else self.host
+        options = {
+            "listen_addresses": listen,
+            "port": str(self.port),
+            "unix_socket_directories": str(self.folder),
+            **settings,
+        }
         arguments = [argument for name, value in options.items() for argument in ("-c", f"{name}={value}")]
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*_prefix(), str(BIN / "postgres"), "-D", str(self.folder), *arguments],
+                [*self.within, *_prefix(), str(BIN / "postgres"), "-D", str(self.folder), *arguments],
                 stdout=log,
                 stderr=log,
                 cwd="/tmp",  # noqa: S108 - a folder that every user may enter
@@ -157,10 +171,10 @@ class PostgresServer:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def url(self, *others: PostgresServer, user: str = "keypeer", host: str = "localhost") -> str:
+    def url(self, *others: PostgresServer, user: str = "keypeer", host: str = "") -> str:
         """What goes into ``store.url``."""
         tls = authority().file.parent
-        hosts = ",".join(f"{host}:{server.port}" for server in (self, *others))
+        hosts = ",".join(f"{host or server.host}:{server.port}" for server in (self, *others))
         files = f"sslrootcert={authority().file}&sslcert={tls}/{user}.crt&sslkey={tls}/{user}.key"
         return f"postgresql://{user}@{hosts}/keypeer?{files}"
 
@@ -223,9 +237,14 @@ def server(name: str, **settings: str) -> Iterator[PostgresServer]:
 class Cluster:
     """A primary with two synchronous standbys, any one of which acknowledges."""
 
-    def __init__(self, name: str) -> None:
-        self.servers = [PostgresServer.made(f"{name}{number}", port) for number, port in enumerate(free_ports(3))]
-        self.primary = self.servers[0]
+    def __init__(self, servers: Sequence[PostgresServer]) -> None:
+        self.servers = servers
+        self.primary = servers[0]
+
+    @classmethod
+    def made(cls, name: str) -> Cluster:
+        """Three on loopback, not started."""
+        return cls([PostgresServer.made(f"{name}{number}", port) for number, port in enumerate(free_ports(3))])
 
     def start_primary(self) -> None:
         """The one that is or was the primary, as it was."""
@@ -245,7 +264,7 @@ class Cluster:
     def _conninfo(self, primary: PostgresServer, standby: PostgresServer) -> str:
         tls = authority().file.parent
         return (
-            f"host=localhost port={primary.port} user=keypeer application_name={standby.folder.name} "
+            f"host={primary.host} port={primary.port} user=keypeer application_name={standby.folder.name} "
             f"sslmode=verify-full sslrootcert={authority().file} sslcert={tls}/keypeer.crt sslkey={tls}/keypeer.key"
         )
 
@@ -297,7 +316,7 @@ class Cluster:
 
 @functools.cache
 def _shared() -> Cluster:
-    made = Cluster("shared")
+    made = Cluster.made("shared")
     made.start()
     atexit.register(made.stop)
     return made
@@ -319,7 +338,7 @@ def shared_cluster() -> Cluster:
 @contextmanager
 def cluster(name: str) -> Iterator[Cluster]:
     """Three servers to be broken."""
-    made = Cluster(name)
+    made = Cluster.made(name)
     try:
         made.start()
         yield made

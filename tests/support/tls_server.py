@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -41,12 +41,15 @@ class TestCa:
         self.file = folder / f"{name.replace(' ', '-')}.pem"
         self.file.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
 
-    def issue(self, name: str, *, localhost: bool = False) -> Identity:
-        """A certificate for a server at localhost, or for a client."""
+    def issue(self, name: str, *, localhost: bool = False, addresses: Sequence[str] = ()) -> Identity:
+        """A certificate for a server at localhost, and at other addresses, or for a client."""
         key = ec.generate_private_key(ec.SECP256R1())
         builder = _builder(_named(name), self._name, key.public_key())
         if localhost:
-            names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
+            names = [
+                x509.DNSName("localhost"),
+                *(x509.IPAddress(ip_address(each)) for each in ("127.0.0.1", *addresses)),
+            ]
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         made = Identity(self._folder / f"{name}.crt", self._folder / f"{name}.key")
         made.certificate.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
