@@ -1,0 +1,117 @@
+"""Releases on PostgreSQL (a primary and two synchronous standbys), by one node and by two, beside LMDB and OpenBao.
+
+    python -m tests.benchmarks.nodes [--bao PATH] [--rounds 3] [--seconds 3]
+
+Everything on this machine and its cores: three database servers, two nodes of two web and two HSM workers each,
+OpenBao's raft of three nodes with a synced audit file, and the load generator. Rounds in turns, medians. So two nodes
+can be faster than one only as far as cores are free: the last column says how many were busy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from tests.benchmarks.beside_openbao import decrypts, installed
+from tests.benchmarks.load import Figures, Target, load
+from tests.benchmarks.peers.openbao import running
+from tests.benchmarks.releases import VMS_A_CALLER, attested, create_vms, median, singles_of
+from tests.support.nodes import second_node
+from tests.support.postgres import cluster
+from tests.support.service import Service, initialised_service, put_demo_policy, running_service
+
+CALLERS = (1, 32, 256)
+HOSTS = 16
+TWO_NODES = 1.6  # times one node, where cores allow
+
+
+async def both(ports: tuple[int, ...], targets: list[Target], seconds: float) -> Figures:
+    """The same callers, shared by so many nodes."""
+    parts = [targets[number :: len(ports)] for number in range(len(ports))]
+    pairs = [(port, part) for port, part in zip(ports, parts, strict=True) if part]
+    found = await asyncio.gather(*(load(port, part, seconds) for port, part in pairs))
+    return Figures(
+        sum(each.rate for each in found),
+        max(each.p50 for each in found),
+        max(each.p99 for each in found),
+        found[0].answer,
+    )
+
+
+def releases(service: Service, name: str) -> Callable[[], list[Target]]:
+    """A connection for each caller, with VMs of its own; each time on fresh evidence."""
+    put_demo_policy(service)
+    hosts = [attested(service, f"{name}-{number}") for number in range(HOSTS)]
+    vms = [create_vms(service, f"{name}-caller-{number}", VMS_A_CALLER) for number in range(max(CALLERS))]
+
+    def targets() -> list[Target]:
+        for host in hosts:
+            host.attest()
+        return [singles_of(hosts[number % HOSTS], each) for number, each in enumerate(vms)]
+
+    return targets
+
+
+def measure(places: dict[str, tuple[tuple[int, ...], Callable[[], list[Target]]]], options: argparse.Namespace) -> None:
+    cores = os.cpu_count()
+    for callers in CALLERS:
+        rounds: dict[str, list[Figures]] = {name: [] for name in places}
+        busy: dict[str, list[float]] = {name: [] for name in places}
+        for _ in range(options.rounds):
+            for name, (ports, targets) in places.items():
+                fresh = targets()[:callers]
+                psutil.cpu_percent()
+                rounds[name].append(asyncio.run(both(ports, fresh, options.seconds)))
+                busy[name].append(psutil.cpu_percent() / 100 * (cores or 1))
+        print(f"{callers} callers")
+        figures = {name: median(found) for name, found in rounds.items()}
+        for name, each in figures.items():
+            used = sum(busy[name]) / len(busy[name])
+            print(f"  {name:<36} {each}   {used:.1f} of {cores} cores busy", flush=True)
+        one, two = (figures[name].rate for name in ("PostgreSQL, one node", "PostgreSQL, two nodes"))
+        print(f"  two nodes / one {two / one:.2f} (mark {TWO_NODES} where cores allow)", end="")
+        print(f"; PostgreSQL / LMDB {one / figures['LMDB, one node'].rate:.2f}", end="")
+        print(
+            f"; keypeer / OpenBao, three nodes each {two / figures['OpenBao raft, three nodes'].rate:.2f}", flush=True
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bao", type=Path, help="OpenBao's program")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name, cluster("nodes") as three:
+        folder = Path(name)
+        program = options.bao or installed(folder / "openbao")
+        first = initialised_service(folder / "a", store=three.url())
+        second = second_node(first, folder / "b")
+        first.start()
+        second.start()
+        try:
+            with running_service(folder / "lmdb") as lmdb, running(program, folder / "bao", nodes=3) as bao:
+                bao.durable()
+                shared, decrypted = releases(first, "pg"), decrypts(bao, max(CALLERS))
+                measure(
+                    {
+                        "LMDB, one node": ((lmdb.port,), releases(lmdb, "lmdb")),
+                        "PostgreSQL, one node": ((first.port,), shared),
+                        "PostgreSQL, two nodes": ((first.port, second.port), shared),
+                        "OpenBao raft, three nodes": ((bao.port,), lambda: decrypted),
+                    },
+                    options,
+                )
+        finally:
+            second.stop()
+            first.stop()
+
+
+if __name__ == "__main__":
+    main()
