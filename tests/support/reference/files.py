@@ -1,0 +1,13 @@
+"""The files of deploy/reference, and what makes each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from tests.support.reference import FOLDER, settings
+
+FILES: Final[dict[Path, Callable[[], str]]] = {
+    FOLDER / "settings.md": settings.text,
+}
