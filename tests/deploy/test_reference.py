@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from kms.setting_tables import Settings
-from tests.support.reference import COMMAND, FOLDER, ROOT, settings
+from tests.support.reference import COMMAND, FOLDER, ROOT, errors, raised, settings
 from tests.support.reference.files import FILES
 
 
@@ -54,3 +55,70 @@ def test_a_default_in_the_reference_is_the_one_that_applies() -> None:
 
 def type_of(table: str) -> type[msgspec.Struct]:
     return next(each.struct for each in settings.tables(Settings) if each.title == f"[{table}]")
+
+
+# ── errors ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "exit_code"),
+    [
+        ("store.full", "507", "4"),  # a status of its own
+        ("rate.limited", "429", "4"),
+        ("request.no_route", "404", "3"),
+        ("auth.certificate_required", "401", "1"),
+        ("attestation.logs", "409", "3"),  # of a class that knows its code
+        ("hsm.record_tampered", "503", "4"),
+        ("hsm.pin_locked", "503", "4"),  # of PKCS #11's table
+        ("store.watch_behind", "503", "4"),  # a constant
+        ("qemu.missing", "client", "3"),  # at an import
+        ("tpm.policy", "client", "1"),  # from a table of rows
+        ("release.mac", "client", "5"),
+        ("approval.proposed", "client", "6"),
+        ("input.invalid", "client", "3"),
+        ("counters.cloned", "reason", ""),  # put together
+        ("quota.tenant", "reason", ""),
+        ("pcr.N", "reason", ""),
+        ("store.fsync", "check", ""),
+    ],
+)
+def test_a_code_has_its_status_and_exit(code: str, status: str, exit_code: str) -> None:
+    told = errors.rows()[code]
+    assert status in told.statuses
+    assert exit_code in (told.exits or {""})
+    assert told.words or told.hints
+
+
+def test_every_code_is_told_of() -> None:
+    assert not [code for code, told in errors.rows().items() if not errors.CODE.fullmatch(code) or not told.statuses]
+    assert not [code for code, told in errors.rows().items() if not told.words and not told.hints]
+
+
+def test_what_is_said_of_composed_codes_is_of_this_code() -> None:
+    made = {code for sink in raised.found() for code in sink.code if not errors.CODE.fullmatch(code)}
+    assert made - set(errors.ANOTHERS) - {"{code}"} == set(errors.PARTS)
+    assert {sink.where for sink in raised.found() if "{code}" in sink.code} == set(errors.FROM_OUTSIDE)
+
+
+def test_the_codes_that_tests_expect_are_in_the_reference() -> None:
+    """From the other end: what comes out of the service, whoever makes it."""
+    told, expected = errors.rows(), set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        expected |= set(re.findall(r"""code(?:"])? == "([a-z_]+[.][a-z_.]+)\"""", path.read_text()))
+    assert len(expected) > 100
+    assert not sorted(expected - told.keys())
+
+
+def test_a_command_of_the_service_exits_as_the_status_would() -> None:
+    """What kms.cli raises exits by its class, what comes over HTTP by its status: the table has one column."""
+    from kms.cli.common import _exit_code
+    from kms.errors import KeypeerError
+
+    checked = 0
+    for sink in raised.found():
+        made = errors.class_of(sink.made)
+        if sink.where.startswith("kms.cli.") and issubclass(made, KeypeerError):
+            for code in errors.codes(sink):
+                assert str(int(_exit_code(made.__new__(made)))) in errors.rows()[code].exits, sink
+                checked += 1
+    assert checked > 20

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tests.support.reference import FOLDER, settings
+from tests.support.reference import FOLDER, errors, settings
 
 FILES: Final[dict[Path, Callable[[], str]]] = {
+    FOLDER / "errors.md": errors.text,
     FOLDER / "settings.md": settings.text,
 }
