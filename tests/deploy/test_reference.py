@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kms.setting_tables import Settings
-from tests.support.reference import COMMAND, FOLDER, ROOT, errors, raised, settings
+from kms.setting_tables import HsmSettings, Settings
+from tests.support.reference import COMMAND, FOLDER, ROOT, errors, logs, raised, settings
 from tests.support.reference.files import FILES
+from tests.support.reference.flow import ANOTHERS
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -46,15 +47,11 @@ def test_the_settings_that_we_ship_are_in_the_reference() -> None:
 
 
 def test_a_default_in_the_reference_is_the_one_that_applies() -> None:
-    defaults = Settings(hsm=msgspec.convert({"module": "m.so", "pin": "env:PIN"}, type=type_of("hsm")))
+    defaults = Settings(hsm=HsmSettings(module="none.so", pin="env:PIN"))
     rows = {each.name: each.default for table in settings.tables(Settings) for each in settings.settings(table)}
     assert rows["limits.anonymous.burst"] == str(defaults.limits.anonymous.burst).removesuffix(".0").join("``")
     assert rows["audit.anchor_s"] == f"`{defaults.audit.anchor_s}`"
     assert rows["hsm.pin"] == "must be given"
-
-
-def type_of(table: str) -> type[msgspec.Struct]:
-    return next(each.struct for each in settings.tables(Settings) if each.title == f"[{table}]")
 
 
 # ── errors ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -96,7 +93,7 @@ def test_every_code_is_told_of() -> None:
 
 def test_what_is_said_of_composed_codes_is_of_this_code() -> None:
     made = {code for sink in raised.found() for code in sink.code if not errors.CODE.fullmatch(code)}
-    assert made - set(errors.ANOTHERS) - {"{code}"} == set(errors.PARTS)
+    assert made - set(ANOTHERS) - {"{code}"} == set(errors.PARTS)
     assert {sink.where for sink in raised.found() if "{code}" in sink.code} == set(errors.FROM_OUTSIDE)
 
 
@@ -122,3 +119,34 @@ def test_a_command_of_the_service_exits_as_the_status_would() -> None:
                 assert str(int(_exit_code(made.__new__(made)))) in errors.rows()[code].exits, sink
                 checked += 1
     assert checked > 20
+
+
+# ── logs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_event_is_explained_and_no_other() -> None:
+    written = {(logs.writer_of(each.where), each.name) for each in logs.events()}
+    assert written == set(logs.WHEN)
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "levels", "fields"),
+    [
+        ("bug", "kms.web.server._caught", ("error",), {"method", "path", "error", "exception"}),
+        ("refused", "kms.web.server._problem", ("info", "warning"), {"method", "path", "code", "detail"}),
+        ("dropped", "keypeer.agentd.daemon.Daemon._start_hooks", ("warning", "error"), {"vm", "why", "hooks"}),
+    ],
+)
+def test_an_event_has_its_level_and_fields(name: str, where: str, levels: tuple[str, ...], fields: set[str]) -> None:
+    (found,) = (each for each in logs.events() if (each.name, each.where) == (name, where))
+    assert found.levels == levels
+    assert fields <= set(found.fields)
+
+
+def test_the_events_that_guides_name_are_written() -> None:
+    """deploy/operating.md names those worth an alarm."""
+    guide = " ".join((ROOT / "deploy/operating.md").read_text().split())
+    (alarms,) = re.findall(r"those worth an alarm: (.*?)\. Metrics", guide)
+    named = set(re.findall(r"`([^`]+)`", alarms))
+    assert named
+    assert named <= {each.name for each in logs.events()}
