@@ -17,8 +17,8 @@ _HEAD = f"""\
 # Logs
 
 Every event, by who writes it; made by `{COMMAND}` from the calls that write them. All go to
-standard error, a line each. The service's form and least level are `log.format` and `log.level`; HSM workers that it starts and agents write
-JSON, agents from info up.
+standard error, a line each. The service's form and least level are `log.format` and `log.level`; HSM workers and agents
+write JSON, agents from info up.
 
 Besides its own fields a line has `event`, `level`, `timestamp` (UTC, ISO 8601) and, of the service, `worker`: which
 process. `exception` is a traceback. `code` is one of [errors.md](errors.md).
