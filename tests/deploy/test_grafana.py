@@ -102,7 +102,9 @@ def test_the_reference_is_what_the_table_says() -> None:
 def test_the_table_and_the_service_agree(node: Service) -> None:
     auditor = node.caller("auditor")
     assert auditor.get("/v1/hosts").status == 200
-    wait_until(lambda: b"keypeer_audit_checkpoint_entries " in auditor.get("/metrics").body)  # the first one takes a moment
+    wait_until(
+        lambda: b"keypeer_audit_checkpoint_entries " in auditor.get("/metrics").body
+    )  # the first one takes a moment
     reply = auditor.get("/metrics")
     assert reply.status == 200, (reply, [line for line in node.log.read_text().splitlines() if "bug" in line][-1:])
     text = reply.body.decode()
