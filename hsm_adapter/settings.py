@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from hsm_adapter import limits
 
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, extra={"unit": "seconds"})]
 
 
 class SettingsError(Exception):
@@ -21,17 +21,28 @@ class SettingsError(Exception):
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a worker needs to know. Only module, token_label, pin and socket have no default."""
 
-    module: str  # path of the PKCS #11 module
+    module: str
+    """Path of the PKCS #11 module."""
     token_label: Annotated[str, Meta(min_length=1, max_length=limits.TOKEN_LABEL_BYTES)]
-    pin: str  # a PIN source: pin.read_pin
-    socket: str  # path of the Unix socket this worker listens on
-    lock: str = ""  # file that processes hold to change the token; default: token.lock beside the socket
-    allowed_uids: tuple[Annotated[int, Meta(ge=0)], ...] = ()  # who may connect; () means our own uid alone
-    environment: dict[str, str] = {}  # set before the module loads: SOFTHSM2_CONF and its like
-    recycle_after: Annotated[int, Meta(ge=1)] = limits.RECYCLE_AFTER_OPERATIONS  # operations
+    """The token's label."""
+    pin: str
+    """Where the user PIN comes from: `file:PATH`, `credential:NAME`, `env:NAME`, `fd:N` or `prompt` (pin.read_pin)."""
+    socket: str
+    """Path of the Unix socket that this worker listens on."""
+    lock: str = ""
+    """File that processes hold to change the token. Empty: `token.lock` beside the socket."""
+    allowed_uids: tuple[Annotated[int, Meta(ge=0)], ...] = ()
+    """Uids that may connect. Empty: its own alone."""
+    environment: dict[str, str] = {}
+    """Variables that are set before the module loads, such as SOFTHSM2_CONF."""
+    recycle_after: Annotated[int, Meta(ge=1, extra={"unit": "operations"})] = limits.RECYCLE_AFTER_OPERATIONS
+    """After how many operations it ends, for a new one to be started, because modules leak."""
     self_test_interval: Seconds = limits.SELF_TEST_INTERVAL_S
-    exit_with_parent: bool = False  # SIGTERM when the parent dies, for a worker that a supervisor starts
-    parent: Annotated[int, Meta(ge=0)] = 0  # its pid; a worker that starts after its death ends at once
+    """Between self-tests of the token."""
+    exit_with_parent: bool = False
+    """End when the process that started it does: a supervisor's worker."""
+    parent: Annotated[int, Meta(ge=0, extra={"unit": "pid"})] = 0
+    """That process; a worker that starts after its death ends at once. 0: none."""
 
     @property
     def lock_path(self) -> Path:

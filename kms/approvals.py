@@ -23,6 +23,8 @@ from kms import limits
 from kms.domain import ApprovalRules, OfficerDecision, Proposal
 from kms.errors import BadRequest, KeypeerError, Refused
 
+_AGAIN = "propose it again, if it should be done"
+
 State = Literal["open", "approved", "executed", "rejected", "expired"]
 
 # Whoever may do these alone could make all other rules void: by lowering them, by enrolling officers of their own, by
@@ -112,17 +114,12 @@ def raise_ended(proposal: Proposal, stands: Standing) -> None:
     """Refuses whatever comes after a proposal's end."""
     if stands.state in {"open", "approved"}:
         return
-    found = {
-        "executed": "was carried out",
-        "rejected": f"was rejected by {', '.join(stands.rejecting) or 'officers'}",
-        "expired": "has expired",
+    code, found, hint = {
+        "executed": ("proposal.executed", "was carried out", "it is done once"),
+        "rejected": ("proposal.rejected", f"was rejected by {', '.join(stands.rejecting) or 'officers'}", _AGAIN),
+        "expired": ("proposal.expired", "has expired", _AGAIN),
     }[stands.state]
-    raise KeypeerError(
-        f"proposal.{stands.state}",
-        f"proposal {proposal.id} {found}",
-        hint="propose it again, if it should be done" if stands.state != "executed" else "it is done once",
-        status=HTTPStatus.CONFLICT,
-    )
+    raise KeypeerError(code, f"proposal {proposal.id} {found}", hint=hint, status=HTTPStatus.CONFLICT)
 
 
 def _forged(proposal: Proposal, officer: str) -> Refused:

@@ -6,145 +6,21 @@ import base64
 import os
 import pwd
 from pathlib import Path
-from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta, Struct
 
 from keypeer.wire.encoding import WireError
-from keypeer.wire.profile import BOOT_PCRS, PCR_BANK, QUOTE_PCRS
 from keypeer.wire.tlog.note import COSIGNATURE, VerifierKey
 from kms import limits
 from kms.errors import BadRequest
 from kms.rates import Rate
+from kms.setting_tables import AuditSettings, Settings
 from kms.store.postgres_address import Address, is_postgres, parse
 from kms.webhooks.port import Webhook
 
 FILE = "keypeer.toml"
 SETTINGS_BYTES_MAX = 65_536  # bytes
 UNIX_PATH_BYTES_MAX = 107  # bytes; sun_path of unix(7) less its NUL
-
-Workers = Annotated[int, Meta(ge=1, le=64)]
-PcrIndex = Annotated[int, Meta(ge=0, le=23)]
-
-
-class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the file; unknown keys are errors."""
-
-
-class ServiceSettings(_Table, frozen=True, kw_only=True):
-    """``names`` go into the server certificate."""
-
-    listen: Annotated[str, Meta(pattern=r"^.+:[0-9]{1,5}$")] = "127.0.0.1:8443"
-    names: tuple[str, ...] = ("localhost", "127.0.0.1")
-    workers: Workers = 2
-    run: str = "run"
-    tls: str = "tls"
-
-
-class HsmSettings(_Table, frozen=True, kw_only=True):
-    """Any PKCS#11 module. ``pin`` is a source: ``file:``, ``credential:``, ``env:`` or ``prompt``.
-
-    For HSM workers of a user of their own (deploy/operating.md): ``sockets``, the folder of their sockets, ``lock``,
-    the file that whoever changes the token holds (both under service.run unless told), and ``clients``, the users, by
-    name or number, who may connect besides.
-    """
-
-    module: str
-    token: str = "keypeer"  # noqa: S105 - a token's label is no secret
-    pin: str
-    workers: Workers = 2
-    environment: dict[str, str] = {}
-    recycle_after: Annotated[int, Meta(ge=1)] | None = None
-    sockets: str = ""
-    lock: str = ""
-    clients: tuple[str, ...] = ()
-
-
-class StoreSettings(_Table, frozen=True, kw_only=True):
-    """``url`` is ``lmdb:FOLDER`` or ``postgresql://…`` (kms/store/postgres_address.py). ``map_size_mib`` is the LMDB
-    file's fixed, sparse size: address space, not disk. ``single``: PostgreSQL without standbys is what is wanted.
-    ``replica``, a URL like ``url``, is the standby at this node's own site: while the primary can't be reached, leases
-    are renewed by it within their grace (deploy/postgres.md)."""
-
-    url: str = "lmdb:store"
-    single: bool = False
-    replica: str = ""
-    map_size_mib: Annotated[int, Meta(ge=1, le=16 * 1024 * 1024)] = 65_536
-
-
-class AttestationSettings(_Table, frozen=True, kw_only=True):
-    """Which PCRs hosts quote and bind keys to; ``vendor_cas`` is a folder of EK issuers' certificates."""
-
-    bank: Literal["sha256", "sha384"] = PCR_BANK
-    quote_pcrs: tuple[PcrIndex, ...] = QUOTE_PCRS
-    binding_pcrs: tuple[PcrIndex, ...] = BOOT_PCRS
-    vendor_cas: str = "vendor-cas"
-
-
-class RateSettings(_Table, frozen=True, kw_only=True):
-    """``rate`` a second in the long run, ``burst`` at once."""
-
-    rate: Annotated[float, Meta(gt=0, le=limits.RATE_MAX)]
-    burst: Annotated[float, Meta(ge=1, le=limits.BURST_MAX)]
-
-
-class LimitsSettings(_Table, frozen=True, kw_only=True):
-    """What one caller may ask of the whole service (kms/web/limiter.py); defaults that no honest fleet reaches.
-
-    ``releases`` counts VM keys: a host that restarts 10,000 VMs may ask twenty times over at once. ``attestations``: an
-    agent asks twice every 30 s. ``calls``: everything else with a certificate, such as an operator that makes VM keys
-    one by one. ``anonymous``: enrolments of a rack behind one address.
-    """
-
-    releases: RateSettings = RateSettings(rate=10_000, burst=200_000)
-    attestations: RateSettings = RateSettings(rate=50, burst=1_000)
-    calls: RateSettings = RateSettings(rate=2_000, burst=20_000)
-    anonymous: RateSettings = RateSettings(rate=200, burst=4_000)
-
-
-class WitnessSettings(_Table, frozen=True, kw_only=True):
-    """``key`` is the witness' verifier key, NAME+ID+KEY (C2SP tlog-cosignature); ``url`` its submission prefix."""
-
-    url: Annotated[str, Meta(pattern=r"^https?://[^\s]+$")]
-    key: str
-
-
-class AuditSettings(_Table, frozen=True, kw_only=True):
-    """``origin`` names the log for good. ``witnesses_required``: how many must be watching, or it isn't ready.
-    ``anchor_s``: seconds between writes of the token's anchor; a database put back that is younger isn't noticed."""
-
-    anchor_s: Annotated[float, Meta(ge=1, le=limits.ANCHOR_INTERVAL_MAX_S)] = limits.ANCHOR_INTERVAL_S
-    origin: Annotated[str, Meta(pattern=r"^[!-*,-~]*$", max_length=limits.LOG_ORIGIN_CHARS_MAX)] = ""
-    witness: Annotated[tuple[WitnessSettings, ...], Meta(max_length=limits.WITNESSES_MAX)] = ()
-    witnesses_required: Annotated[int, Meta(ge=0, le=limits.WITNESSES_MAX)] = 0
-
-
-class WebhookSettings(_Table, frozen=True, kw_only=True):
-    """Who is told of the fleet's events (deploy/continuous.md). ``secret`` is a source: ``file:``."""
-
-    url: Annotated[str, Meta(pattern=r"^https?://[^\s]+$")]
-    secret: Annotated[str, Meta(pattern=r"^file:.+$")]
-
-
-class LogSettings(_Table, frozen=True, kw_only=True):
-    """``auto``: key = value on a terminal, JSON elsewhere."""
-
-    format: Literal["auto", "json", "console"] = "auto"
-    level: Literal["debug", "info", "warning", "error"] = "info"
-
-
-class Settings(_Table, frozen=True, kw_only=True):
-    """The whole file."""
-
-    hsm: HsmSettings
-    service: ServiceSettings = ServiceSettings()
-    store: StoreSettings = StoreSettings()
-    attestation: AttestationSettings = AttestationSettings()
-    log: LogSettings = LogSettings()
-    limits: LimitsSettings = LimitsSettings()
-    audit: AuditSettings = AuditSettings()
-    webhook: Annotated[tuple[WebhookSettings, ...], Meta(max_length=limits.WEBHOOKS_MAX)] = ()
 
 
 class Home:

@@ -64,6 +64,7 @@ FLOORS = {
     "kms.webhooks": 4,
     "kms.web": 4,
     "kms.cli": 6,
+    "kms.setting_tables": 4.9,
     "kms.settings": 5,
     "kms.shares": 5,
     "kms.tokencopy": 5,

@@ -52,7 +52,7 @@ CREATE TABLE keypeer.operations (
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 """
 
-# From each version to the next, in one transaction each.
+# From each version to the next; all that a store needs in one transaction (postgres_upgrade.py).
 UPGRADES: dict[int, str] = {0: _CREATE}
 
 # Two nodes that start together make the tables once.

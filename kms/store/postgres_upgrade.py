@@ -29,7 +29,7 @@ async def schema(connection: Any) -> Finding:
 
 
 async def upgrade(connection: Any) -> None:
-    """Each step in a transaction, once, however many nodes start together. Raises Unavailable ``store.schema``."""
+    """All steps in one transaction, once, however many nodes start together. Raises Unavailable ``store.schema``."""
     async with asyncio.timeout(limits.STORE_STALL_S), connection.transaction():
         await connection.execute(sql.LOCK_UPGRADE)
         found = await schema(connection)

@@ -17,7 +17,7 @@ from aiohttp import web
 from keypeer.wire.encoding import WireError
 from keypeer.wire.messages import Readiness
 from kms import limits
-from kms.errors import BadRequest, KeypeerError, Throttled
+from kms.errors import BadRequest, KeypeerError, NotFound, Throttled
 from kms.flows.context import Context
 from kms.flows.proposals import alone
 from kms.views import problem_view as problem
@@ -248,13 +248,12 @@ async def _caught(request: web.Request, handler: _Handler) -> web.StreamResponse
 
 def _from_http(error: web.HTTPException, request: web.Request) -> KeypeerError:
     status = HTTPStatus(error.status)
-    codes = {HTTPStatus.NOT_FOUND: "request.no_route", HTTPStatus.METHOD_NOT_ALLOWED: "request.method"}
-    return BadRequest(
-        codes.get(status, "request.http"),
-        f"{request.method} {request.path}: {status.phrase}",
-        hint="see /openapi.json",
-        status=status,
-    )
+    words, hint = f"{request.method} {request.path}: {status.phrase}", "see /openapi.json"
+    if status is HTTPStatus.NOT_FOUND:
+        return NotFound("request.no_route", words, hint=hint)
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        return BadRequest("request.method", words, hint=hint, status=HTTPStatus.METHOD_NOT_ALLOWED)
+    return BadRequest("request.http", words, hint=hint, status=status)
 
 
 def _metrics_handler(ctx: Context, metrics: Metrics) -> _Handler:

@@ -40,14 +40,19 @@ _KERNEL_IMA_LIST = "/sys/kernel/security/ima/ascii_runtime_measurements"
 
 
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """agent.toml. ``boot_log`` and ``ima_log`` name files, "" for none; unless told they are the kernel's where the TPM
-    is this machine's chip and the kernel has them."""
+    """agent.toml, which `keypeer agent enrol` writes."""
 
     server: str
+    """The service's URL, https://HOST:PORT."""
     host: HostId
+    """The host's name at the service, like a DNS label."""
     tcti: str = DEFAULT_TCTI
+    """The TPM, as tpm2-tss names it (TCTI): `device:PATH`, `swtpm:…`."""
     boot_log: str | None = None
+    """File of the firmware's event log; empty: none. Left out: the kernel's, where the TPM is a `device:` and the
+    kernel has one."""
     ima_log: str | None = None
+    """File of Linux' IMA measurement list; empty: none. Left out: the kernel's, as with `boot_log`."""
 
     def boot_log_file(self) -> Path | None:
         """The firmware's event log, if any."""

@@ -180,6 +180,82 @@ async def test_an_older_schema_is_upgraded_once_by_nodes_that_start_together(mon
     assert primary.sql("SELECT schema FROM keypeer.meta", "keypeer") == "2"
 
 
+def a_newer_version(monkeypatch: pytest.MonkeyPatch, *, least: int) -> None:
+    """From here on this code stands for the next version, whose tables versions from ``least`` on may use."""
+    newest = postgres_schema.SCHEMA
+    steps = (
+        "ALTER TABLE keypeer.records ADD COLUMN more text",
+        f"UPDATE keypeer.meta SET schema = schema + 1, least = {least}",  # noqa: S608 - a number
+    )
+    monkeypatch.setattr(postgres_schema, "UPGRADES", {**postgres_schema.UPGRADES, newest: "; ".join(steps)})
+    monkeypatch.setattr(postgres_schema, "SCHEMA", newest + 1)
+
+
+async def test_nodes_of_two_versions_share_an_upgraded_store_and_the_older_may_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    primary, known = shared_cluster().primary, postgres_schema.SCHEMA
+    primary.fresh()
+    url = primary.url()
+    async with postgres_store(Path(), url) as old:
+        await put(old, (b"a", b"old"))
+        with monkeypatch.context() as newer:
+            a_newer_version(newer, least=known)
+            async with postgres_store(Path(), url) as new:
+                for store, other, entry in ((old, new, b"1"), (new, old, b"2"), (old, new, b"3")):
+                    item = await other.get(b"a")
+                    assert item is not None
+                    change = Commit(checks=[Check(b"a", item.version)], puts=[(b"a", entry)], entries=[entry])
+                    committed(await store.commit(change))
+                assert all(finding.ok for finding in await new.preflight())
+        assert all(finding.ok for finding in await old.preflight())
+    async with postgres_store(Path(), url) as back:
+        assert [entry.entry for entry in await assert_log_holds(back)] == [b"1", b"2", b"3"]
+        await put(back, (b"a", b"back"))
+    assert primary.sql("SELECT schema FROM keypeer.meta", "keypeer") == str(known + 1)
+
+
+async def test_an_upgrade_that_waits_too_long_changes_nothing_and_is_made_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    primary, known = shared_cluster().primary, postgres_schema.SCHEMA
+    primary.fresh()
+    url = primary.url()
+    async with postgres_store(Path(), url) as old:
+        a_newer_version(monkeypatch, least=known)
+        reader = await postgres_server.Server(parse(url, Path()), single=False).connect()
+        try:
+            async with reader.transaction():
+                await reader.fetch("SELECT FROM keypeer.records")  # a lock that ALTER TABLE waits for
+                with monkeypatch.context() as hurried:
+                    hurried.setattr(limits, "STORE_STALL_S", 0.3)
+                    assert (await refusal(url)).code == "store.unavailable"
+        finally:
+            reader.terminate()
+        assert primary.sql("SELECT schema FROM keypeer.meta", "keypeer") == str(known)
+        await put(old, (b"a", b"old"))
+        async with postgres_store(Path(), url) as new:
+            assert await new.get(b"a") is not None
+    assert primary.sql("SELECT schema FROM keypeer.meta", "keypeer") == str(known + 1)
+
+
+async def test_a_version_that_an_upgrade_leaves_out_is_refused_at_its_start_not_while_it_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Why deploy/operating.md stops all nodes before such an upgrade."""
+    primary, known = shared_cluster().primary, postgres_schema.SCHEMA
+    primary.fresh()
+    url = primary.url()
+    async with postgres_store(Path(), url) as old:
+        with monkeypatch.context() as newer:
+            a_newer_version(newer, least=known + 1)
+            async with postgres_store(Path(), url) as new:
+                await put(new, (b"a", b"new"))
+        assert (await refusal(url)).code == "store.schema"
+        assert [finding.id for finding in await old.preflight() if not finding.ok] == ["store.schema"]
+        assert await code_of(old, Commit(puts=[(b"b", b"old")])) == ""
+
+
 async def test_a_role_that_may_not_make_tables_is_told_so() -> None:
     primary = shared_cluster().primary
     primary.fresh()

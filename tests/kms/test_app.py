@@ -8,7 +8,8 @@ import pytest
 
 from kms.app import read_vendor_cas
 from kms.errors import BadRequest
-from kms.settings import Home, HsmSettings, Settings
+from kms.setting_tables import HsmSettings, Settings
+from kms.settings import Home
 from tests.support.vendor_ca import crl, make_ca
 
 ROOT = make_ca("Vendor Root CA")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from kms.custody.client import HsmClient
 from kms.domain import EnrolledHost, Lease
 from kms.errors import Unavailable
-from kms.records import HOSTS, LEASES, Records
+from kms.records import HOSTS, LEASES, Kind, Records, Unsealed
 from kms.store.memory import MemoryStore
 from kms.store.port import Commit
 from tests.support.hsm import fresh_token, running_worker
@@ -49,6 +51,38 @@ async def test_what_was_sealed_is_loaded(custody: HsmClient) -> None:
         assert loaded.value == HOST
         assert (loaded.key, loaded.version) == (key, 1)
     assert await records.load(HOSTS, "fra-2") is None
+
+
+@pytest.mark.parametrize("kind", Kind.every, ids=lambda kind: kind.prefix.decode())
+def test_what_is_stored_may_get_fields_at_its_end(kind: Kind[Any]) -> None:
+    """Arrays whose further elements are passed over: so versions may share a store (deploy/operating.md)."""
+    waiting = [msgspec.inspect.type_info(kind.decoder.type)]
+    met: set[type] = set()
+    while waiting:
+        shape = waiting.pop()
+        if isinstance(shape, msgspec.inspect.StructType) and shape.cls not in met:
+            met.add(shape.cls)
+            assert shape.array_like
+            assert not shape.forbid_unknown_fields
+            waiting += [field.type for field in shape.fields]
+        for name in ("type", "item_type", "item_types", "key_type", "value_type", "types"):
+            inner = getattr(shape, name, ())
+            waiting += inner if isinstance(inner, tuple) else [inner]
+    assert met
+
+
+async def test_records_of_other_versions_are_read(custody: HsmClient) -> None:
+    fields = msgspec.msgpack.decode(HOSTS.put("fra-1", HOST).payload)
+    required = sum(field.required for field in msgspec.structs.fields(EnrolledHost))
+    assert required < len(fields)
+    for written in ([*fields, "a field of a later version"], fields[:required]):
+        store = MemoryStore()
+        records = Records(store, custody)
+        value = Unsealed(HOSTS.key("fra-1"), msgspec.msgpack.encode(written), True)
+        await store.commit(Commit(puts=await records.seal([value])))
+        loaded = await records.load(HOSTS, "fra-1")
+        assert loaded is not None
+        assert loaded.value == HOST
 
 
 async def test_no_byte_of_it_may_change(custody: HsmClient) -> None:

@@ -105,7 +105,7 @@ def verdict(policy: CompiledRuntime, state: RuntimeState, host: str) -> tuple[Fl
     told = list(state.reasons)
     if state.failures > len(told):
         more = f"and {state.failures - len(told)} further failures; signatures were no longer tried"
-        told.append(("runtime.more", "none", more, "mend the ones that are told, then look again"))
+        told.append(_flat(Reason("runtime.more", "none", more, "mend the ones that are told, then look again")))
     return (*told, *(_flat(reason) for reason in policy.missing(frozenset(state.seen), host)))
 
 

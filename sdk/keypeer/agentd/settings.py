@@ -30,29 +30,34 @@ _UNIX_PATH_BYTES_MAX = 107  # bytes; sun_path of unix(7) less its NUL
 
 
 class Hook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A program: an absolute path and its arguments; VM and reason come as two more, and in the environment.
-    ``timeout`` in seconds."""
+    """A program that is run for a VM."""
 
     argv: Annotated[tuple[str, ...], Meta(min_length=1, max_length=64)]
-    timeout: Annotated[float, Meta(gt=0, le=limits.HOOK_MAX_S)] = 30.0
+    """An absolute path and its arguments; VM and reason come as two more, and in the environment."""
+    timeout: Annotated[float, Meta(gt=0, le=limits.HOOK_MAX_S, extra={"unit": "seconds"})] = 30.0
+    """Then it is killed, with all that it started."""
 
 
 class On(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which hooks run when, one after another until one succeeds. ``denied``: the service ended the lease; ``lapsed``:
-    it answers, but renewed nothing until the lease's end; ``silent``: the lease is over, and its grace runs;
-    ``expired``: that is over too."""
+    """Which hooks run when, by name, one after another until one succeeds."""
 
     denied: tuple[str, ...] = ()
+    """The service ended the lease."""
     lapsed: tuple[str, ...] = ()
+    """The service answers, but renewed nothing until the lease's end."""
     silent: tuple[str, ...] = ()
+    """The lease is over without an answer, and its grace runs."""
     expired: tuple[str, ...] = ()
+    """The grace is over, too."""
 
 
 class DaemonSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file."""
 
     socket: str = ""
+    """Path of the socket for helpers, at most 107 bytes. Empty: `agent.sock` in the agent's folder."""
     allowed_uids: tuple[Annotated[int, Meta(ge=0, le=2**32 - 2)], ...] = (0,)
+    """Uids that may ask at the socket; the agent's own always may."""
     hooks: dict[str, Hook] = {}
     on: On = On()
 

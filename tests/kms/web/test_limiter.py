@@ -8,7 +8,7 @@ import pytest
 
 from kms.pki import CertifiedIdentity
 from kms.rates import Rate
-from kms.settings import LimitsSettings
+from kms.setting_tables import LimitsSettings
 from kms.web.limiter import LIMITS, Limiter
 from kms.web.routing import Route
 from kms.web.server import ROUTES
