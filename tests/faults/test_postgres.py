@@ -15,7 +15,7 @@ import pytest
 from kms import limits
 from kms.errors import BadRequest, Unavailable
 from kms.store import postgres_schema, postgres_server
-from kms.store.port import Commit, Committed, Store, Unknown
+from kms.store.port import Check, Commit, Committed, Store, Unknown
 from kms.store.postgres import PostgresStore
 from kms.store.postgres_address import parse
 from tests.support.counting import Counting, until_more
