@@ -134,6 +134,7 @@ GET    /v1/log/inclusion                                auditor officer
 GET    /v1/log/consistency                              auditor officer
 GET    /healthz                                         anyone
 GET    /readyz                                          anyone
+GET    /readyz/renewals                                 anyone
 """
 # What officers may do that isn't an act: it takes nothing away from what other officers decided.
 NO_ACTS = {
