@@ -29,6 +29,7 @@ from hsm_adapter.pin import Pin
 from hsm_adapter.selftest import SelfTest
 from hsm_adapter.token import Library, Token
 
+_PINGS: Final = frozenset({p.Ping, p.Background})
 FINAL_CODES: Final = frozenset({"hsm.pin_incorrect", "hsm.pin_locked", "hsm.pin_source", "hsm.self_test_failed"})
 
 log: Final = structlog.get_logger()
@@ -90,7 +91,7 @@ class Engine:
 
     def execute(self, operation: p.Operation) -> p.Result:
         """The operation's result, or an OperationError; never raises HsmError."""
-        if isinstance(operation, p.Ping | p.Background):
+        if type(operation) in _PINGS:
             return self._pong()
         self.operations += 1
         try:

@@ -6,7 +6,7 @@ from __future__ import annotations
 FRAME_BYTES_MAX = 4 * 1024 * 1024  # bytes; FRAME_OPERATIONS_MAX of the largest operation, a CreateKey, with room
 FRAME_OPERATIONS_MAX = 512  # operations; about 50 ms of SoftHSM work, so that no frame starves the others
 CONNECTIONS_MAX = 64  # connections; a few for each web worker of one machine
-RECEIVE_BYTES = 256 * 1024  # bytes asked of the kernel in one recv
+RECEIVE_BYTES = 64 * 1024  # bytes asked of the kernel in one recv; malloc maps and unmaps 128 KiB and more each time
 
 # ── fields ─────────────────────────────────────────────────────────────────────────────────────────────────────
 NAME_CHARACTERS_MAX = 255  # characters of a VM or host id; at most 1,020 bytes of UTF-8, inside a u16 field

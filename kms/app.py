@@ -209,12 +209,15 @@ async def serve(home: Home, listener: socket.socket, heartbeats: Heartbeats, nam
             raise AssertionError("setup() makes it")
         server = await loop.create_server(handlers, sock=listener, ssl=context, backlog=limits.LISTEN_BACKLOG)
         following = asyncio.create_task(follower.run())
+        counting = asyncio.create_task(metrics.run())
         heartbeats.serving(name)
         _log.info("serving", address=f"{home.address[0]}:{home.address[1]}", pid=os.getpid())
         await stop.wait()
         following.cancel()
         await drain(server, handlers, ctx)
         await runner.cleanup()
+        counting.cancel()
+        metrics.flush()
     beating.cancel()
 
 

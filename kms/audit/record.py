@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -77,9 +78,18 @@ def decode_record(data: bytes) -> AuditRecord:
     return _decoder.decode(data)
 
 
-def decode_told(data: bytes) -> Told:
-    """What is counted of the record in ``data``; raises msgspec.DecodeError when it is none."""
-    return _told.decode(data)
+def told_of(data: bytes) -> tuple[str, str, str]:
+    """What is counted of an entry of ``encode_record``: action, outcome, and the code of a refusal."""
+    # Entries begin with time, action and outcome, and only a refusal has a code: few bytes tell thousands of a batch.
+    told = _told_of_head(data[data.index(b'"action":') : data.index(b',"actor":')])
+    if told.outcome == "refused":
+        told = _told.decode(data)
+    return told.action, told.outcome, told.code
+
+
+@lru_cache(limits.AUDIT_HEADS_MAX)
+def _told_of_head(head: bytes) -> Told:
+    return _told.decode(b"{%s}" % head)
 
 
 def refused_for(record: AuditRecord, error: KeypeerError, now: float, entries: int) -> AuditRecord:
