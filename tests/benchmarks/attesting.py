@@ -4,6 +4,7 @@ with evidence signed then."""
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 import statistics
 import time
@@ -14,6 +15,7 @@ from typing import cast
 import msgspec
 
 from keypeer.wire import messages as wire
+from kms import limits
 from tests.benchmarks.load import Figures, request
 from tests.support.enrolled import Enrolled
 from tests.support.service import Service
@@ -23,6 +25,8 @@ _HEAD_END = b"\r\n\r\n"
 _LENGTH = b"content-length: "
 _NEXT = b'"next_challenge":{"nonce":"'
 _NONCE_CHARS = 43
+FRESH_S = limits.NONCE_LIFE_S / 2
+BARE_LINKS = 64
 HANDSHAKES = 16  # at once; the listen queue isn't what is measured
 _encode = msgspec.json.Encoder().encode
 
@@ -36,7 +40,9 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport
         self.crowd: Crowd | None = None
         self.steady: SteadyHost
+        self.context: ssl.SSLContext
         self.nonce = b""
+        self.nonce_at = 0.0
         self.session = ""
         self.sent = 0.0
 
@@ -69,6 +75,7 @@ class Link(asyncio.Protocol):
         good, body = self._buffer.startswith(b"HTTP/1.1 2"), self._buffer[head + len(_HEAD_END) :]
         self._buffer = b""
         if (at := body.find(_NEXT)) >= 0:
+            self.nonce_at = time.monotonic()
             self.nonce = body[at + len(_NEXT) : at + len(_NEXT) + _NONCE_CHARS]
         if self._answer is not None:
             answer, self._answer = self._answer, None
@@ -105,6 +112,7 @@ class Crowd:
 
     async def closed_loop(self, seconds: float, at_once: int) -> Figures:
         """So many hosts at once for ``seconds``: whenever one has its answer, the next one asks."""
+        await self.freshen()
         self._begin(seconds)
         self._at_once = at_once
         for _ in range(at_once):
@@ -113,6 +121,7 @@ class Crowd:
 
     async def paced(self, seconds: float, rate: float) -> Figures:
         """So many a second, whatever the answers do; an answer's time counts from when its host was due."""
+        await self.freshen()
         self._begin(seconds)
         self._at_once = 0
         start, number = time.perf_counter(), 0
@@ -125,6 +134,17 @@ class Crowd:
             self._ask(due)
             number += 1
         return await self._done
+
+    async def freshen(self) -> None:
+        """New challenges for hosts whose own would expire before their turn comes."""
+        slots, now = asyncio.Semaphore(HANDSHAKES), time.monotonic()
+
+        async def one(link: Link) -> None:
+            async with slots:
+                body = await link.ask("/v1/challenges", wire.ChallengeRequest())
+                link.nonce, link.nonce_at = first_nonce(msgspec.json.decode(body, type=wire.Challenge)), now
+
+        await asyncio.gather(*(one(link) for link in self.links if now - link.nonce_at > FRESH_S))
 
     def _begin(self, seconds: float) -> None:
         self._times: list[float] = []
@@ -172,6 +192,7 @@ async def connect(port: int, context: ssl.SSLContext) -> Link:
     _, link = await asyncio.get_running_loop().create_connection(
         Link, "127.0.0.1", port, ssl=context, server_hostname="localhost"
     )
+    link.context = context
     return link
 
 
@@ -181,7 +202,8 @@ async def attested(service: Service, host: Enrolled) -> Link:
     challenge = msgspec.json.decode(await link.ask("/v1/challenges", wire.ChallengeRequest()), type=wire.Challenge)
     body = await link.ask("/v1/attestations", host.tpm.attest_request(challenge, host.certificate))
     result = msgspec.json.decode(body, type=wire.AttestResult)
-    link.session, link.nonce = result.session.session, first_nonce(result.next_challenge)
+    link.session, link.nonce_at = result.session.session, time.monotonic()
+    link.nonce = first_nonce(result.next_challenge)
     link.steady = SteadyHost(host.tpm, host.certificate, challenge)
     return link
 
@@ -195,3 +217,13 @@ async def crowd(service: Service, hosts: Sequence[Enrolled]) -> Crowd:
             return await attested(service, host)
 
     return Crowd(await asyncio.gather(*(one(host) for host in hosts)))
+
+
+async def bare_crowd(port: int, like: Crowd) -> Crowd:
+    """A few connections to a server that answers with bytes without a nonce: the hosts sign their last one again."""
+    links = []
+    for twin in like.links[:BARE_LINKS]:
+        link = await connect(port, twin.context)
+        link.steady, link.nonce, link.nonce_at = twin.steady, twin.nonce, math.inf
+        links.append(link)
+    return Crowd(links)

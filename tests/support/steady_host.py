@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from keypeer.wire import messages as wire
-from keypeer.wire.encoding import b64encode
 from kms.tpm import constants as c
+from kms.tpm.signature import parse_signature
 from tests.support import tpm_bytes as t
 from tests.support.simulated_host import SimulatedHost
 
@@ -90,6 +90,9 @@ def first_nonce(challenge: wire.Challenge) -> bytes:
     return challenge.nonce.encode()
 
 
-def zero_nonce() -> bytes:
-    """A nonce that nobody issued."""
-    return b64encode(bytes(_NONCE_BYTES)).encode()
+def evidence_of(tpm: SimulatedHost, pcrs: tuple[int, ...]) -> list[tuple[bytes, bytes]]:
+    """The two signatures (DER) of one exchange and what each is over."""
+    evidence = tpm.evidence(bytes(_NONCE_BYTES), pcrs, with_binding=False)
+    assert evidence.geo is not None
+    pairs = ((evidence.quote_signature, evidence.quote_attest), (evidence.geo.signature, evidence.geo.attest))
+    return [(parse_signature(signature).value, attest) for signature, attest in pairs]
