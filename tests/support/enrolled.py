@@ -54,13 +54,14 @@ async def enrol_many(service: Service, count: int, *, keep: int, prefix: str = "
     async with open_context(read_home(service.folder)) as ctx:
         for start in range(0, count, PAGE):
             names = [f"{prefix}-{number:07d}" for number in range(start, min(count, start + PAGE))]
-            async for host in _page(ctx, names):
+            async for host in enrol_page(ctx, names):
                 if int(host.tpm.name.rpartition("-")[2]) % every == 0 and len(kept) < keep:
                     kept.append(host)
     return kept
 
 
-async def _page(ctx: Context, names: list[str]) -> AsyncIterator[Enrolled]:
+async def enrol_page(ctx: Context, names: list[str]) -> AsyncIterator[Enrolled]:
+    """Enrols hosts of these names in one commit."""
     geo, now = (await ctx.signing_key("geo")).newest, ctx.now()
     tpms = [SimulatedHost(name, rsa_key=number % SHARED_RSA_KEYS) for number, name in enumerate(names)]
     life = limits.HOST_CERTIFICATE_LIFE_S
