@@ -210,13 +210,15 @@ class Loaded(Generic[T]):
 
 
 class Records:
-    """Reads and seals records. Of each key the bytes are remembered that were verified last, or sealed here, and what
-    they say: whether a seal holds is a fact of the exact bytes, so another worker's change can't make it stale."""
+    """Reads and seals records. Of each key it is remembered which bytes were verified last, or sealed here: whether a
+    seal holds is a fact of the exact bytes, so another worker's change can't make it stale. Of the most used the record
+    itself is kept, of many more the SHA-256."""
 
     def __init__(self, store: Store, custody: Custody) -> None:
         self._store = store
         self._custody = custody
         self._verified: OrderedDict[bytes, tuple[bytes, object]] = OrderedDict()  # by key, the least used first
+        self._digests: OrderedDict[bytes, bytes] = OrderedDict()  # as many more, SHA-256 of the bytes
         self._bytes = 0
 
     async def load(self, kind: Kind[T], name: str) -> Loaded[T] | None:
@@ -292,11 +294,14 @@ class Records:
         # not looked up again: other calls may push them out of the memory meanwhile.
         values: list[Any] = []
         fresh: list[int] = []
-        for at, (_, item) in enumerate(pairs):
+        for at, (kind, item) in enumerate(pairs):
             known = self._verified.get(item.key)
             if known is not None and known[0] == item.value:
                 self._verified.move_to_end(item.key)
                 values.append(known[1])
+            elif self._digests.get(item.key) == hashlib.sha256(item.value).digest():
+                values.append(kind.decoder.decode(item.value[_HEAD_BYTES:]))
+                self._remember(item.key, item.value, values[at])
             else:
                 fresh.append(at)
                 values.append(None)
@@ -331,8 +336,12 @@ class Records:
         self._verified[key] = (value, record)
         self._bytes += len(key) + len(value)
         while len(self._verified) > limits.VERIFIED_RECORDS_MAX or self._bytes > limits.VERIFIED_BYTES_MAX:
-            key, (value, _) = self._verified.popitem(last=False)
-            self._bytes -= len(key) + len(value)
+            old, (before_value, _) = self._verified.popitem(last=False)
+            self._bytes -= len(old) + len(before_value)
+        self._digests[key] = hashlib.sha256(value).digest()
+        self._digests.move_to_end(key)
+        if len(self._digests) > limits.VERIFIED_DIGESTS_MAX:
+            self._digests.popitem(last=False)
 
 
 def _plain(kind: Kind[T], item: Item) -> T:

@@ -191,6 +191,7 @@ async def test_other_bytes_than_those_it_knows_are_verified(
 
 async def test_the_least_used_are_forgotten(custody: HsmClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "VERIFIED_RECORDS_MAX", 3)
+    monkeypatch.setattr(limits, "VERIFIED_DIGESTS_MAX", 3)
     asked = Asked(custody)
     records = Records(await fleet(custody, 4), asked)
     for number in (0, 1, 2, 0, 3):  # 1 is the least used when 3 comes
@@ -203,9 +204,28 @@ async def test_the_least_used_are_forgotten(custody: HsmClient, monkeypatch: pyt
     assert len(asked.calls) == 5
 
 
+async def test_of_many_more_the_digest_is_enough(custody: HsmClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "VERIFIED_RECORDS_MAX", 1)
+    store, asked = await fleet(custody, 3), Asked(custody)
+    records = Records(store, asked)
+    for _ in range(2):
+        for number in range(3):
+            loaded = await records.load(HOSTS, f"host-{number}")
+            assert loaded is not None
+            assert loaded.value == replace(HOST, host=f"host-{number}")
+    assert asked.calls == [1, 1, 1]
+    item = await store.get(HOSTS.key("host-0"))
+    assert item is not None
+    for changed in (b"", item.value[:-1] + b"\x01", item.value + b"\x00"):
+        await store.commit(Commit(puts=[(item.key, changed)]))
+        with pytest.raises(Unavailable, match=r"store\.tampered"):
+            await records.load(HOSTS, "host-0")
+
+
 async def test_one_key_takes_the_room_of_its_newest_bytes(custody: HsmClient, monkeypatch: pytest.MonkeyPatch) -> None:
     size = len(HOSTS.key("fra-1")) + 36 + len(HOSTS.put("fra-1", HOST).payload)
     monkeypatch.setattr(limits, "VERIFIED_BYTES_MAX", 2 * size + 1)
+    monkeypatch.setattr(limits, "VERIFIED_DIGESTS_MAX", 2)
     store, asked = MemoryStore(), Asked(custody)
     records = Records(store, asked)
     await store.commit(Commit(puts=await records.seal([HOSTS.put("iad-1", HOST)])))
