@@ -40,12 +40,12 @@ class Authorities:
     @cached_property
     def bundle(self) -> str:
         """The certificates in force in PEM, newest first."""
-        return "".join(map(pki.to_pem, self.good))
+        return _bundle(self.good)[0]
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the bundle, in hex: whether a bundle is the newest."""
-        return hashlib.sha256(self.bundle.encode()).hexdigest()
+        return _bundle(self.good)[1]
 
     def issuing(self, now: int) -> SigningVersion:
         """What issues certificates at ``now``: the newest that every web worker has heard of."""
@@ -74,6 +74,12 @@ class Authorities:
             f"the certificate of {who} is by {which}{why}",
             hint="enrol again (keypeer agent enrol with the new CA file), or have a new certificate issued",
         )
+
+
+@lru_cache(4)  # it is the same for every caller, until a rotation
+def _bundle(certificates: tuple[bytes, ...]) -> tuple[str, str]:
+    bundle = "".join(map(pki.to_pem, certificates))
+    return bundle, hashlib.sha256(bundle.encode()).hexdigest()
 
 
 known_identity = lru_cache(limits.IDENTITY_CACHE_MAX)(pki.read_identity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -11,9 +12,13 @@ from kms.domain import (
     Baseline,
     ClockRecord,
     EnrolledHost,
+    HostEventHead,
     HostEvidence,
+    KeysInUse,
     LaunchPosition,
     OutstandingNonces,
+    Refusal,
+    SigningName,
     StoredGeoTag,
     boot_facts,
 )
@@ -22,17 +27,24 @@ from kms.evidence.ima.policy import CompiledRuntime
 from kms.evidence.model import KnownBoot, KnownRuntime
 from kms.records import (
     BASELINES,
+    EVENT_HEADS,
     EVIDENCE,
     GEO_TAGS,
+    HOSTS,
+    KEYS_IN_USE,
     LAUNCHES,
     NONCES,
+    REFUSALS,
     SESSIONS,
     Loaded,
     Records,
     RuntimePolicies,
+    read_keys_in_use,
 )
+from kms.signing_keys import SIGNING_KEYS, SigningKey, read_signing_key
 from kms.store.port import Check
 
+_KEYS: tuple[SigningName, ...] = ("geo", "session", "ca")
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -46,6 +58,10 @@ class KnownHost:
     evidence: Loaded[HostEvidence] | None
     launches: Loaded[LaunchPosition] | None
     tag: Loaded[StoredGeoTag] | None
+    head: Loaded[HostEventHead] | None
+    refusal: Loaded[Refusal] | None
+    in_use: tuple[KeysInUse, Check]
+    keys: Mapping[SigningName, SigningKey]
     baselines: tuple[Loaded[Baseline], ...]
     runtime: tuple[Loaded[CompiledRuntime], ...]
 
@@ -59,6 +75,7 @@ class KnownHost:
             self.host.check,
             self.nonces.check if self.nonces else Check(NONCES.key(self.name), 0),
             self.session.check if self.session else Check(SESSIONS.key(self.name), 0),
+            self.head.check if self.head else Check(EVENT_HEADS.key(self.name), 0),
             self.tag.check if self.tag else Check(GEO_TAGS.key(self.name), 0),
             *(baseline.check for baseline in self.baselines),
             *(policy.check for policy in self.runtime),
@@ -107,16 +124,27 @@ class KnownHost:
         return known is None or msgspec.structs.replace(known, at=kept.at, clock=kept.clock) != kept
 
 
-async def read_known(records: Records, runtime: RuntimePolicies, host: Loaded[EnrolledHost]) -> KnownHost:
-    """All that is known of ``host``, freshly read."""
-    name = host.value.host
+async def read_known(
+    records: Records, runtime: RuntimePolicies, first_keys: Mapping[str, bytes], name: str
+) -> KnownHost | None:
+    """All that is known of the host, freshly read, in as few reads as there can be: a store with standbys waits for
+    them at each. None when there is no such host."""
+    own = (HOSTS, NONCES, SESSIONS, EVIDENCE, LAUNCHES, GEO_TAGS, EVENT_HEADS, REFUSALS)
+    wanted = [*((kind, name) for kind in own), (KEYS_IN_USE, "hsm"), *((SIGNING_KEYS, key) for key in _KEYS)]
+    host, nonces, session, evidence, launches, tag, head, refusal, in_use, *keys = await records.load_many(wanted)
+    if host is None:
+        return None
     return KnownHost(
-        host,
-        nonces=await records.load(NONCES, name),
-        session=await records.load(SESSIONS, name),
-        evidence=await records.load(EVIDENCE, name),
-        launches=await records.load(LAUNCHES, name),
-        tag=await records.load(GEO_TAGS, name),
+        host=host,
+        nonces=nonces,
+        session=session,
+        evidence=evidence,
+        launches=launches,
+        tag=tag,
+        head=head,
+        refusal=refusal,
+        in_use=read_keys_in_use(in_use),
+        keys={key: read_signing_key(loaded, first_keys, key) for key, loaded in zip(_KEYS, keys, strict=True)},
         baselines=tuple(await records.all(BASELINES)),
         runtime=await runtime.load(),
     )

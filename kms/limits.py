@@ -69,7 +69,8 @@ HSM_ATTEMPTS_MAX = 4  # count; one more than the workers that may die under a re
 HSM_RECONNECT_S = 0.05  # seconds between attempts to reach a worker that is starting
 HSM_QUEUE_MAX = 50_000  # operations waiting in one web worker; beyond it, callers are told to come back
 VERIFIED_BYTES_MAX = 64 * 1024 * 1024  # bytes of such records, as stored; decoded ones take a few times as much
-VERIFIED_RECORDS_MAX = 16_384  # records whose seal was checked, kept by their exact bytes
+VERIFIED_RECORDS_MAX = 16_384  # records whose seal was checked, kept with their exact bytes
+VERIFIED_DIGESTS_MAX = 262_144  # more of them by SHA-256, 250 bytes each: five records of each of 50,000 hosts
 
 # ── processes ──────────────────────────────────────────────────────────────────────────────────────────────────
 WATCHDOG_INTERVAL_S = 1.0  # seconds between the supervisor's pings

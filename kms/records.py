@@ -12,10 +12,10 @@ import hashlib
 import hmac
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -40,11 +40,12 @@ _runtime = msgspec.msgpack.Decoder(RuntimePolicy)
 
 
 class Unsealed(NamedTuple):
-    """A record's store key and msgpack, and whether it gets a seal."""
+    """A record's store key and msgpack, and whether it gets a seal; the record itself where it is at hand."""
 
     key: bytes
     payload: bytes
     sealed: bool
+    record: object = None
 
 
 class Kind(Generic[T]):
@@ -64,7 +65,7 @@ class Kind(Generic[T]):
 
     def put(self, name: str, record: T) -> Unsealed:
         """``record`` on its way to ``Records.seal``."""
-        return Unsealed(self.key(name), _encode(record), self.sealed)
+        return Unsealed(self.key(name), _encode(record), self.sealed, record)
 
     def name(self, key: bytes) -> str:
         """The inverse of ``key``."""
@@ -209,18 +210,25 @@ class Loaded(Generic[T]):
 
 
 class Records:
-    """Reads and seals records. Verified bytes are remembered by their exact content: whether a seal holds is a fact of
-    the bytes, so another worker's change can't make it stale."""
+    """Reads and seals records. Of each key it is remembered which bytes were verified last, or sealed here: whether a
+    seal holds is a fact of the exact bytes, so another worker's change can't make it stale. Of the most used the record
+    itself is kept, of many more the SHA-256."""
 
     def __init__(self, store: Store, custody: Custody) -> None:
         self._store = store
         self._custody = custody
-        self._verified: OrderedDict[tuple[bytes, bytes], object] = OrderedDict()
+        self._verified: OrderedDict[bytes, tuple[bytes, object]] = OrderedDict()  # by key, the least used first
+        self._digests: OrderedDict[bytes, bytes] = OrderedDict()  # as many more, SHA-256 of the bytes
         self._bytes = 0
 
     async def load(self, kind: Kind[T], name: str) -> Loaded[T] | None:
         """The record, freshly read and verified; raises ``store.tampered`` when its seal doesn't hold."""
         return (await self.open(kind, [await self._store.get(kind.key(name))]))[0]
+
+    async def load_many(self, wanted: Sequence[tuple[Kind[Any], str]]) -> list[Loaded[Any] | None]:
+        """Records of whatever kinds as of one moment, with one HSM round trip for all that weren't seen before."""
+        items = await self._store.get_many([kind.key(name) for kind, name in wanted])
+        return await self._open([kind for kind, _ in wanted], items)
 
     async def page(self, kind: Kind[T], after: str, limit: int) -> list[Loaded[T]]:
         """Records whose names follow ``after``, in order."""
@@ -238,15 +246,26 @@ class Records:
 
     async def open(self, kind: Kind[T], items: Sequence[Item | None]) -> list[Loaded[T] | None]:
         """Verifies and decodes items as read, one HSM round trip for all that weren't seen before."""
-        there = [item for item in items if item is not None]
-        values = iter(await self._verified_values(kind, there) if kind.sealed else map(_plain(kind), there))
-        return [None if item is None else Loaded(item.key, next(values), item.version) for item in items]
+        return await self._open([kind] * len(items), items)
+
+    async def _open(self, kinds: Sequence[Kind[Any]], items: Sequence[Item | None]) -> list[Loaded[Any] | None]:
+        pairs = list(zip(kinds, items, strict=True))
+        sealed = [(kind, item) for kind, item in pairs if kind.sealed and item is not None]
+        values = iter(await self._verified_values(sealed))
+        return [
+            item and Loaded(item.key, next(values) if kind.sealed else _plain(kind, item), item.version)
+            for kind, item in pairs
+        ]
 
     async def seal(self, records: Sequence[Unsealed]) -> list[tuple[bytes, bytes]]:
         """What to put for each record, one HSM round trip for all."""
         to_seal = [_mac_input(record.key, record.payload) for record in records if record.sealed]
         macs = iter(await self._custody.mac(to_seal) if to_seal else ())
-        return [(key, _sealed(next(macs), payload) if sealed else payload) for key, payload, sealed in records]
+        puts = [(each.key, _sealed(next(macs), each.payload) if each.sealed else each.payload) for each in records]
+        for each, (key, value) in zip(records, puts, strict=True):
+            if each.sealed and each.record is not None:
+                self._remember(key, value, each.record)
+        return puts
 
     async def reseal(self, items: Sequence[Item]) -> list[bytes | KeypeerError]:
         """The same records under the newest version of the record MAC, once their own seals held; in the place of one
@@ -270,54 +289,66 @@ class Records:
             for item, old, new in zip(items, macs[: len(items)], macs[len(items) :], strict=True)
         ]
 
-    async def _verified_values(self, kind: Kind[T], items: list[Item]) -> list[T]:
+    async def _verified_values(self, pairs: Sequence[tuple[Kind[Any], Item]]) -> list[Any]:
         # The key's prefix tells the type of what was verified under it. Values are taken before anything is awaited and
         # not looked up again: other calls may push them out of the memory meanwhile.
-        known = {
-            (item.key, item.value): cast("T", self._verified[item.key, item.value])
-            for item in items
-            if (item.key, item.value) in self._verified
-        }
-        fresh = [item for item in items if (item.key, item.value) not in known]
+        values: list[Any] = []
+        fresh: list[int] = []
+        for at, (kind, item) in enumerate(pairs):
+            known = self._verified.get(item.key)
+            if known is not None and known[0] == item.value:
+                self._verified.move_to_end(item.key)
+                values.append(known[1])
+            elif self._digests.get(item.key) == hashlib.sha256(item.value).digest():
+                values.append(kind.decoder.decode(item.value[_HEAD_BYTES:]))
+                self._remember(item.key, item.value, values[at])
+            else:
+                fresh.append(at)
+                values.append(None)
         if fresh:
-            known |= await self._verify(kind, fresh)
-        return [known[item.key, item.value] for item in items]
+            for at, record in zip(fresh, await self._verify([pairs[at] for at in fresh]), strict=True):
+                values[at] = record
+        return values
 
-    async def _verify(self, kind: Kind[T], fresh: list[Item]) -> dict[tuple[bytes, bytes], T]:
-        for item in fresh:
+    async def _verify(self, fresh: Sequence[tuple[Kind[Any], Item]]) -> list[Any]:
+        for _, item in fresh:
             if len(item.value) <= _HEAD_BYTES or not any(item.value[:4]):  # version 0 would mean the current one
                 raise tampered(item.key)
         try:
             macs = await self._custody.mac(
-                [_mac_input(item.key, item.value[_HEAD_BYTES:]) for item in fresh],
-                [int.from_bytes(item.value[:4], "big") for item in fresh],
+                [_mac_input(item.key, item.value[_HEAD_BYTES:]) for _, item in fresh],
+                [int.from_bytes(item.value[:4], "big") for _, item in fresh],
             )
         except BadRequest:  # a MAC key version that no service writes
-            raise tampered(fresh[0].key) from None
-        found: dict[tuple[bytes, bytes], T] = {}
-        for item, expected in zip(fresh, macs, strict=True):
+            raise tampered(fresh[0][1].key) from None
+        found = []
+        for (kind, item), expected in zip(fresh, macs, strict=True):
             if not hmac.compare_digest(item.value[4:_HEAD_BYTES], expected.mac):
                 raise tampered(item.key)
-            found[item.key, item.value] = kind.decoder.decode(item.value[_HEAD_BYTES:])
-        self._remember(found)
+            found.append(kind.decoder.decode(item.value[_HEAD_BYTES:]))
+        for (_, item), record in zip(fresh, found, strict=True):
+            self._remember(item.key, item.value, record)
         return found
 
-    def _remember(self, found: dict[tuple[bytes, bytes], T]) -> None:
-        self._bytes += sum(len(key) + len(value) for key, value in found if (key, value) not in self._verified)
-        self._verified |= found
+    def _remember(self, key: bytes, value: bytes, record: object) -> None:
+        if (before := self._verified.pop(key, None)) is not None:
+            self._bytes -= len(key) + len(before[0])
+        self._verified[key] = (value, record)
+        self._bytes += len(key) + len(value)
         while len(self._verified) > limits.VERIFIED_RECORDS_MAX or self._bytes > limits.VERIFIED_BYTES_MAX:
-            (key, value), _ = self._verified.popitem(last=False)
-            self._bytes -= len(key) + len(value)
+            old, (before_value, _) = self._verified.popitem(last=False)
+            self._bytes -= len(old) + len(before_value)
+        self._digests[key] = hashlib.sha256(value).digest()
+        self._digests.move_to_end(key)
+        if len(self._digests) > limits.VERIFIED_DIGESTS_MAX:
+            self._digests.popitem(last=False)
 
 
-def _plain(kind: Kind[T]) -> Callable[[Item], T]:
-    def decode(item: Item) -> T:
-        try:
-            return kind.decoder.decode(item.value)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise tampered(item.key) from None
-
-    return decode
+def _plain(kind: Kind[T], item: Item) -> T:
+    try:
+        return kind.decoder.decode(item.value)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise tampered(item.key) from None
 
 
 async def load_policy(records: Records, name: str) -> Loaded[Policy] | None:
@@ -393,7 +424,11 @@ def seal_version(value: bytes) -> int:
 
 async def keys_in_use(records: Records) -> tuple[domain.KeysInUse, Check]:
     """Under which versions new things are made, and the check for their commit that this hasn't moved since."""
-    loaded = await records.load(KEYS_IN_USE, "hsm")
+    return read_keys_in_use(await records.load(KEYS_IN_USE, "hsm"))
+
+
+def read_keys_in_use(loaded: Loaded[domain.KeysInUse] | None) -> tuple[domain.KeysInUse, Check]:
+    """``keys_in_use`` of the record as read."""
     if loaded is None:
         return domain.KeysInUse({}), Check(KEYS_IN_USE.key("hsm"), 0)
     return loaded.value, loaded.check

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from kms.custody.port import Description
 from kms.domain import SigningKeyRecord, SigningName, SigningVersion
 from kms.errors import Unavailable
-from kms.records import Kind, Records
+from kms.records import Kind, Loaded, Records
 from kms.store.port import Check
 
 SIGNING_KEYS = Kind("signing-key", SigningKeyRecord)  # by name
@@ -67,7 +67,13 @@ def first_keys(description: Description) -> dict[str, bytes]:
 
 async def load_signing_key(records: Records, first: Mapping[str, bytes], name: SigningName) -> SigningKey:
     """Freshly read. ``first``: what ``first_keys`` gave when the process started."""
-    loaded = await records.load(SIGNING_KEYS, name)
+    return read_signing_key(await records.load(SIGNING_KEYS, name), first, name)
+
+
+def read_signing_key(
+    loaded: Loaded[SigningKeyRecord] | None, first: Mapping[str, bytes], name: SigningName
+) -> SigningKey:
+    """``load_signing_key`` of the record as read."""
     if loaded is None:
         return SigningKey(name, (SigningVersion(1, first[name]),), Check(SIGNING_KEYS.key(name), 0))
     found = loaded.value

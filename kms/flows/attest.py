@@ -10,6 +10,7 @@ from keypeer.wire.encoding import b64decode, b64encode
 from keypeer.wire.messages import AttestRequest, AttestResult, SessionGrant, SessionKeyLink
 from kms import limits, nonces
 from kms.audit.record import flat
+from kms.authorities import authorities
 from kms.custody.port import OpenSession, SessionRecord
 from kms.domain import (
     NO_IMA,
@@ -28,16 +29,7 @@ from kms.evidence.model import Evidence, Expectations
 from kms.evidence.received import received
 from kms.flows.context import Caller, Context, conflict, host_refusal, unknown_host
 from kms.known import KnownHost, read_known
-from kms.records import (
-    EVENT_HEADS,
-    EVIDENCE,
-    HOSTS,
-    LAUNCHES,
-    NONCES,
-    REFUSALS,
-    SESSIONS,
-    keys_in_use,
-)
+from kms.records import EVIDENCE, LAUNCHES, NONCES, REFUSALS, SESSIONS
 from kms.signing_keys import SigningKey, links
 from kms.trust import Change, check_later, concerns_policies, host_log
 from kms.views import appraisal_view, log_positions
@@ -71,9 +63,8 @@ async def _once(
         left = nonces.use(state.nonces.value if state.nonces else nonces.EMPTY, nonce, caller.name, now)
     except Refused as error:
         raise await ctx.refuse(caller, _ACTION, error, host=caller.name) from None
-    geo = await ctx.signing_key("geo")
     try:
-        verdict = appraise(evidence, _expectations(ctx, caller, state, geo, request), now)
+        verdict = appraise(evidence, _expectations(ctx, caller, state, request, nonce), now)
     except NoVerdict as error:  # no verdict: the nonce is used up, the session stays
         puts = await ctx.records.seal([NONCES.put(caller.name, left)])
         if await ctx.try_commit(checks=state.checks(), puts=puts, entries=[]):
@@ -85,27 +76,26 @@ async def _once(
     if isinstance(verdict, Untrusted):
         await _refuse(ctx, caller, state, left, _untrusted(caller.name, verdict), verdict.proven)
         return None
-    return await _grant(ctx, caller, state, geo, left, verdict, request)
+    return await _grant(ctx, caller, state, left, verdict, request)
 
 
 async def _read(ctx: Context, caller: Caller) -> KnownHost:
-    host = await ctx.records.load(HOSTS, caller.name)
-    error = host_refusal(host.value if host else None, caller, ctx.now())
-    if error is not None or host is None:
+    state = await read_known(ctx.records, ctx.runtime, ctx.first_keys, caller.name)
+    error = host_refusal(state.host.value if state else None, caller, ctx.now())
+    if error is not None or state is None:
         raise await ctx.refuse(caller, _ACTION, error or unknown_host(caller.name), host=caller.name)
-    return await read_known(ctx.records, ctx.runtime, host)
+    return state
 
 
-def _expectations(
-    ctx: Context, caller: Caller, state: KnownHost, geo: SigningKey, request: AttestRequest
-) -> Expectations:
+def _expectations(ctx: Context, caller: Caller, state: KnownHost, request: AttestRequest, nonce: bytes) -> Expectations:
     host, session = state.host.value, state.session.value if state.session else None
+    geo = state.keys["geo"]
     return Expectations(
         host=host.host,
         ek_digest=host.ek_digest,
         ak_public=host.ak_public,
         qualifying_data=qualifying_data(
-            nonce=b64decode(request.nonce, "nonce"),
+            nonce=nonce,
             host=host.host,
             client_certificate=caller.certificate,
             binding_name=b64decode(request.binding_name, "binding_name"),
@@ -158,13 +148,13 @@ async def _refuse(
         records.append(EVIDENCE.put(caller.name, kept))
     puts = await ctx.records.seal(records)
     entry = ctx.entry(caller, _ACTION, "refused", host=caller.name, error=error)
-    log = host_log(caller.name, await ctx.records.load(EVENT_HEADS, caller.name))
+    log = host_log(caller.name, state.head)
     ended = Change()
     mendable = _MENDABLE | (_BY_CLOCK if abs(ctx.clock_set_by()) > limits.CLOCK_STEP_MAX_S else set())
     if not {reason.id for reason in reasons} <= mendable:
         ended = log.end_all("host.refused", ctx.clock(), session=state.session is not None, reasons=reasons)
     if await ctx.try_commit(
-        checks=[*state.checks(), *ended.checks],
+        checks=state.checks(),
         puts=[*puts, *ended.puts],
         deletes=[SESSIONS.key(caller.name), *ended.deletes],
         entries=[entry],
@@ -176,14 +166,12 @@ async def _grant(
     ctx: Context,
     caller: Caller,
     state: KnownHost,
-    geo: SigningKey,
     left: OutstandingNonces,
     verdict: Appraisal,
     request: AttestRequest,
 ) -> AttestResult | None:
     now = ctx.now()
-    signer = await ctx.signing_key("session")
-    in_use, fence = await keys_in_use(ctx.records)
+    signer, (in_use, fence) = state.keys["session"], state.in_use
     known = state.session.value if state.session else None
     if known is not None and (known.signed_by != signer.newest.version or _outlived(known, in_use)):
         known = None  # a session under the newest keys takes its place, so that hosts follow rotations one by one
@@ -210,19 +198,19 @@ async def _grant(
             "reset_count": facts.counters.reset_count,
         },
     )
-    told = await _tell(ctx, state, verdict)
+    told = _tell(ctx, state, verdict)
     look = []
     # One of whom something is told held nothing until now, or nothing any more.
     if not told and concerns_policies(state.session.value.appraisal if state.session else None, facts):
         look.append(check_later(TrustCheck("host", host=caller.name)))
     if not await ctx.try_commit(
-        checks=[*state.checks(), geo.check, fence, *told.checks],
+        checks=[*state.checks(), state.keys["geo"].check, fence],
         puts=[*puts, *told.puts, *look],
-        deletes=[REFUSALS.key(caller.name), *told.deletes],
+        deletes=[*([state.refusal.key] if state.refusal else ()), *told.deletes],
         entries=[entry],
     ):
         return None
-    ca = await ctx.authorities()
+    ca = authorities(state.keys["ca"], ctx.ca)
     return AttestResult(
         ca_bundle=ca.digest,
         renew=ca.is_behind(caller.certificate, now),
@@ -241,10 +229,10 @@ async def _grant(
     )
 
 
-async def _tell(ctx: Context, state: KnownHost, verdict: Appraisal) -> Change:
+def _tell(ctx: Context, state: KnownHost, verdict: Appraisal) -> Change:
     """What a good appraisal changes in the host's event log: that it is trusted (again), or that it rebooted, which
     ended what was granted before."""
-    log = host_log(state.name, await ctx.records.load(EVENT_HEADS, state.name))
+    log = host_log(state.name, state.head)
     before = state.session.value.appraisal.counters.reset_count if state.session else None
     now, count = ctx.clock(), verdict.facts.counters.reset_count
     if before is not None and before != count:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
+from kms import limits
 from kms.custody.client import HsmClient
+from kms.custody.port import MacValue
 from kms.domain import EnrolledHost, Lease
 from kms.errors import Unavailable
 from kms.records import HOSTS, LEASES, Kind, Records, Unsealed
@@ -120,3 +123,116 @@ async def test_pages_follow_names(custody: HsmClient) -> None:
     first = await records.page(LEASES, "", 4)
     second = await records.page(LEASES, LEASES.name(first[-1].key), 100)
     assert [loaded.value.generation for loaded in first + second] == list(range(10))
+
+
+class Asked(HsmClient):
+    """The HSM's client, counting what it is asked to MAC in how many calls."""
+
+    def __init__(self, custody: HsmClient) -> None:
+        self._custody = custody
+        self.calls: list[int] = []
+
+    async def mac(self, data: Sequence[bytes], mac_keys: Sequence[int] = ()) -> list[MacValue]:
+        self.calls.append(len(data))
+        return await self._custody.mac(data, mac_keys)
+
+
+async def fleet(custody: HsmClient, count: int) -> MemoryStore:
+    store = MemoryStore()
+    names = [f"host-{number}" for number in range(count)]
+    puts = await Records(store, custody).seal([HOSTS.put(name, replace(HOST, host=name)) for name in names])
+    await store.commit(Commit(puts=puts))
+    return store
+
+
+async def test_records_of_several_kinds_take_one_read_and_one_hsm_call(custody: HsmClient) -> None:
+    store, asked = await fleet(custody, 2), Asked(custody)
+    records = Records(store, asked)
+    lease = Lease("host-0", b"s", 1, 1, 0)
+    await store.commit(Commit(puts=await records.seal([LEASES.put("vm-1", lease)])))
+    wanted = [(HOSTS, "host-1"), (LEASES, "vm-1"), (HOSTS, "gone"), (HOSTS, "host-0")]
+    found = await records.load_many(wanted)
+    assert [None if each is None else each.value for each in found] == [
+        replace(HOST, host="host-1"),
+        lease,
+        None,
+        replace(HOST, host="host-0"),
+    ]
+    assert asked.calls == [2]
+    assert await records.load_many(wanted) == found
+    assert asked.calls == [2]
+
+
+async def test_of_what_it_sealed_itself_the_hsm_is_not_asked(custody: HsmClient) -> None:
+    store, asked = MemoryStore(), Asked(custody)
+    records = Records(store, asked)
+    await store.commit(Commit(puts=await records.seal([HOSTS.put("fra-1", HOST)])))
+    loaded = await records.load(HOSTS, "fra-1")
+    assert loaded is not None
+    assert loaded.value == HOST
+    assert asked.calls == [1]
+
+
+@pytest.mark.parametrize(
+    "change", [lambda value: b"", lambda value: value[:-1] + b"\x01", lambda value: value + b"\x00"]
+)
+async def test_other_bytes_than_those_it_knows_are_verified(
+    custody: HsmClient, change: Callable[[bytes], bytes]
+) -> None:
+    store = MemoryStore()
+    records = Records(store, custody)
+    ((key, value),) = await records.seal([HOSTS.put("fra-1", HOST)])
+    await store.commit(Commit(puts=[(key, change(value))]))
+    with pytest.raises(Unavailable, match=r"store\.tampered"):
+        await records.load(HOSTS, "fra-1")
+    await store.commit(Commit(puts=[(key, value)]))
+    assert await records.load(HOSTS, "fra-1") is not None
+
+
+async def test_the_least_used_are_forgotten(custody: HsmClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "VERIFIED_RECORDS_MAX", 3)
+    monkeypatch.setattr(limits, "VERIFIED_DIGESTS_MAX", 3)
+    asked = Asked(custody)
+    records = Records(await fleet(custody, 4), asked)
+    for number in (0, 1, 2, 0, 3):  # 1 is the least used when 3 comes
+        await records.load(HOSTS, f"host-{number}")
+    assert len(asked.calls) == 4
+    for number in (0, 2, 3):
+        await records.load(HOSTS, f"host-{number}")
+    assert len(asked.calls) == 4
+    await records.load(HOSTS, "host-1")
+    assert len(asked.calls) == 5
+
+
+async def test_of_many_more_the_digest_is_enough(custody: HsmClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "VERIFIED_RECORDS_MAX", 1)
+    store, asked = await fleet(custody, 3), Asked(custody)
+    records = Records(store, asked)
+    for _ in range(2):
+        for number in range(3):
+            loaded = await records.load(HOSTS, f"host-{number}")
+            assert loaded is not None
+            assert loaded.value == replace(HOST, host=f"host-{number}")
+    assert asked.calls == [1, 1, 1]
+    item = await store.get(HOSTS.key("host-0"))
+    assert item is not None
+    for changed in (b"", item.value[:-1] + b"\x01", item.value + b"\x00"):
+        await store.commit(Commit(puts=[(item.key, changed)]))
+        with pytest.raises(Unavailable, match=r"store\.tampered"):
+            await records.load(HOSTS, "host-0")
+
+
+async def test_one_key_takes_the_room_of_its_newest_bytes(custody: HsmClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(HOSTS.key("fra-1")) + 36 + len(HOSTS.put("fra-1", HOST).payload)
+    monkeypatch.setattr(limits, "VERIFIED_BYTES_MAX", 2 * size + 1)
+    monkeypatch.setattr(limits, "VERIFIED_DIGESTS_MAX", 2)
+    store, asked = MemoryStore(), Asked(custody)
+    records = Records(store, asked)
+    await store.commit(Commit(puts=await records.seal([HOSTS.put("iad-1", HOST)])))
+    for enrolled_at in range(1_800_000_000, 1_800_000_020):
+        newer = replace(HOST, enrolled_at=enrolled_at)
+        await store.commit(Commit(puts=await records.seal([HOSTS.put("fra-1", newer)])))
+    before = len(asked.calls)
+    assert await records.load(HOSTS, "iad-1") is not None
+    assert await records.load(HOSTS, "fra-1") is not None
+    assert len(asked.calls) == before

@@ -14,7 +14,8 @@ from kms import limits
 from kms.domain import HostEventHead, StoredEvent
 from kms.flows import events, fleet
 from kms.flows.context import Context
-from kms.records import EVENT_HEADS
+from kms.records import EVENT_HEADS, EVENTS
+from kms.store.port import Item
 from kms.trust import host_log
 from tests.support.flows import flow_context
 
@@ -66,6 +67,30 @@ async def test_a_stream_goes_on_with_what_comes(ctx: Context) -> None:
     await tell(ctx, "b")
     await tell(ctx, "c")
     assert [(each.id, each.event) for each in await listening] == [(1, "stream"), (2, "b"), (3, "c")]
+
+
+async def test_a_stream_with_nothing_new_reads_the_head_alone(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "STREAM_HEARTBEAT_S", 0.01)
+    await tell(ctx, "a")
+    scans = []
+    scan = ctx.store.scan
+
+    async def told(prefix: bytes, after: bytes = b"", limit: int = 100) -> list[Item]:
+        scans.append(prefix)
+        return await scan(prefix, after, limit)
+
+    monkeypatch.setattr(ctx.store, "scan", told)
+    beats = 0
+    async with asyncio.timeout(20), aclosing(events.follow(ctx, events.host_events(HOST), 1)) as stream:
+        async for event in stream:
+            if event is not None:
+                break
+            beats += 1
+            if beats == 5:
+                assert EVENTS.prefix + HOST.encode() + b"/" not in scans
+                await tell(ctx, "b")
+    assert event is not None
+    assert (event.id, event.event) == (2, "b")
 
 
 async def test_what_was_overrun_is_told_as_resync(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:

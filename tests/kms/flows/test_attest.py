@@ -1,0 +1,199 @@
+"""Attestations of hosts with software TPMs, without web: what one costs, and what it must notice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from keypeer.wire import messages as wire
+from keypeer.wire.profile import BOOT_PCRS
+from kms.domain import Baseline, HostEventHead
+from kms.errors import Refused
+from kms.flows import attest, challenge
+from kms.flows.context import Caller, Context
+from kms.known import read_known
+from kms.records import BASELINES, EVENT_HEADS, REFUSALS, SESSIONS
+from kms.store.port import Commit, Outcome
+from tests.support.enrolled import Enrolled, enrol_page
+from tests.support.flows import flow_context, with_store
+from tests.support.simulated_host import SimulatedHost
+from tests.support.steady_host import SteadyHost
+
+_decode = msgspec.json.Decoder(wire.AttestRequest).decode
+
+
+class Told:
+    """A store that tells what it was asked, and lets a test act before a commit."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.reads: list[str] = []
+        self.commits: list[Commit] = []
+        self.before_commit: list[Commit] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("get", "get_many", "scan", "export"):
+            self.reads.append(name)
+        return getattr(self._store, name)
+
+    async def commit(self, change: Commit) -> Outcome:
+        while self.before_commit:
+            await self._store.commit(self.before_commit.pop())
+        self.commits.append(change)
+        outcome: Outcome = await self._store.commit(change)
+        return outcome
+
+
+@dataclass
+class Fleet:
+    """One host, and the service's parts."""
+
+    ctx: Context
+    store: Told
+    host: Enrolled
+    caller: Caller
+
+    async def challenge(self) -> wire.Challenge:
+        return await challenge.challenge(self.ctx, self.caller, wire.ChallengeRequest())
+
+    async def attest(self, body: bytes) -> wire.AttestResult:
+        self.store.reads.clear()
+        self.store.commits.clear()
+        return await attest.attest(self.ctx, self.caller, _decode(body))
+
+    async def first(self) -> wire.AttestResult:
+        request = self.host.tpm.attest_request(await self.challenge(), self.host.certificate)
+        result = await self.attest(msgspec.json.encode(request))
+        self.host.tpm.open_session(result.session)
+        return result
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
+    async with flow_context(tmp_path) as opened:
+        store = Told(opened.store)
+        ctx = replace(with_store(opened, store), clock=time.time)
+        good = SimulatedHost("any").pcrs
+        baseline = Baseline("good", "sha256", {pcr: (good[pcr],) for pcr in BOOT_PCRS})
+        await store.commit(Commit(puts=await ctx.records.seal([BASELINES.put("good", baseline)])))
+        (host,) = [each async for each in enrol_page(ctx, ["fra-0000001"])]
+        certificate = host.certificate
+        caller = Caller("host", host.tpm.name, certificate, sha256(certificate).digest())
+        yield Fleet(ctx, store, host, caller)
+
+
+def steady(fleet: Fleet, asked: wire.Challenge) -> SteadyHost:
+    return SteadyHost(fleet.host.tpm, fleet.host.certificate, asked)
+
+
+async def test_steady_state_is_three_reads_one_hsm_call_and_one_commit(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await fleet.first()
+    host = steady(fleet, first.next_challenge)
+    calls: list[int] = []
+    mac = fleet.ctx.custody.mac
+
+    async def told(data: Sequence[bytes], mac_keys: Sequence[int] = ()) -> Any:
+        calls.append(len(data))
+        return await mac(data, mac_keys)
+
+    monkeypatch.setattr(fleet.ctx.custody, "mac", told)
+    monkeypatch.delattr(type(fleet.ctx.custody), "open_session")  # not needed: the session goes on
+    answer = first
+    for _ in range(3):
+        answer = await fleet.attest(host.body(answer.next_challenge.nonce.encode()))
+        # All records of the host and of the HSM's keys; baselines; runtime policies.
+        assert sorted(fleet.store.reads) == ["get_many", "scan", "scan"]
+        assert [len(change.puts) for change in fleet.store.commits] == [2]  # nonces and session
+        assert [len(change.entries) for change in fleet.store.commits] == [1]
+        assert not any(change.deletes for change in fleet.store.commits)
+    assert calls == [2, 2, 2]
+    assert answer.session.session == first.session.session
+    assert answer.session.expires_at >= first.session.expires_at
+
+
+async def test_what_a_steady_host_sends_is_what_a_simulated_one_would(fleet: Fleet) -> None:
+    asked = (await fleet.first()).next_challenge
+    ours = _decode(steady(fleet, asked).body(asked.nonce.encode()))
+    wanted = fleet.host.tpm.attest_request(asked, fleet.host.certificate)
+    assert ours.geo is not None
+    assert wanted.geo is not None
+    assert (ours.nonce, ours.purpose, ours.binding_name, ours.pcr_values, ours.geo.tag, ours.binding) == (
+        wanted.nonce, wanted.purpose, wanted.binding_name, wanted.pcr_values, wanted.geo.tag, wanted.binding,
+    )  # fmt: skip
+    for mine, other in ((ours.quote, wanted.quote), (ours.geo.certified, wanted.geo.certified)):
+        assert (len(mine.attest), len(mine.signature)) == (len(other.attest), len(other.signature))
+
+
+async def test_a_nonce_is_good_once(fleet: Fleet) -> None:
+    asked = (await fleet.first()).next_challenge
+    body = steady(fleet, asked).body(asked.nonce.encode())
+    await fleet.attest(body)
+    with pytest.raises(Refused, match=r"attestation\.nonce_unknown"):
+        await fleet.attest(body)
+
+
+@pytest.mark.parametrize("part", ["quote", "geo"])
+async def test_every_signature_counts_in_steady_state(fleet: Fleet, part: str) -> None:
+    asked = (await fleet.first()).next_challenge
+    host = steady(fleet, asked)
+    old = _decode(host.body(asked.nonce.encode()))
+    asked = (await fleet.attest(msgspec.json.encode(old))).next_challenge
+    new = _decode(host.body(asked.nonce.encode()))
+    assert old.geo is not None
+    assert new.geo is not None
+    if part == "quote":
+        forged = msgspec.structs.replace(new, quote=old.quote)
+    else:
+        certified = msgspec.structs.replace(new.geo, certified=old.geo.certified)
+        forged = msgspec.structs.replace(new, geo=certified)
+    with pytest.raises(Refused) as caught:
+        await fleet.attest(msgspec.json.encode(forged))
+    prefix = "quote." if part == "quote" else "geo.nv_"
+    assert [reason.id for reason in caught.value.reasons] == [f"{prefix}qualifying_data"]
+    assert await fleet.ctx.records.load(SESSIONS, fleet.caller.name) is None
+
+
+async def test_a_refusal_is_forgotten_once(fleet: Fleet) -> None:
+    asked = (await fleet.first()).next_challenge
+    fleet.host.tpm.extend(4, bytes(32))
+    request = fleet.host.tpm.attest_request(asked, fleet.host.certificate)
+    with pytest.raises(Refused):
+        await fleet.attest(msgspec.json.encode(request))
+    assert await fleet.ctx.records.load(REFUSALS, fleet.caller.name) is not None
+    fleet.host.tpm.reboot()
+    fleet.host.tpm.forget_session()
+    await fleet.first()
+    assert REFUSALS.key(fleet.caller.name) in fleet.store.commits[-1].deletes
+    assert await fleet.ctx.records.load(REFUSALS, fleet.caller.name) is None
+
+
+async def test_an_event_that_comes_between_is_noticed(fleet: Fleet) -> None:
+    """Whoever ended all leases just now put the head: it must not be taken for what was read."""
+    asked = (await fleet.first()).next_challenge
+    host = steady(fleet, asked)
+    head = await fleet.ctx.records.load(EVENT_HEADS, fleet.caller.name)
+    assert head is not None
+    assert head.value.trusted
+    ended = HostEventHead(head.value.last + 1, head.value.last + 1)
+    puts = await fleet.ctx.records.seal([EVENT_HEADS.put(fleet.caller.name, ended)])
+    fleet.store.before_commit.append(Commit(puts=puts))
+    await fleet.attest(host.body(asked.nonce.encode()))
+    assert len(fleet.store.commits) == 2
+    head = await fleet.ctx.records.load(EVENT_HEADS, fleet.caller.name)
+    assert head is not None
+    assert head.value.trusted
+    assert head.value.last == ended.last + 1
+
+
+async def test_of_no_host_nothing_is_known(fleet: Fleet) -> None:
+    ctx = fleet.ctx
+    assert await read_known(ctx.records, ctx.runtime, ctx.first_keys, "nobody") is None
