@@ -115,8 +115,7 @@ def test_what_refuses_all_is_a_problem_document_with_its_status(service: Service
     assert host.caller.post("/v1/releases", wire.BatchReleaseRequest(session="", vms=("none-0",))).status >= 400
 
 
-def test_a_session_that_ends_in_the_midst_refuses_the_rest_and_says_so(own_service: Service) -> None:
-    service = own_service
+def test_a_session_that_ends_in_the_midst_refuses_the_rest_and_says_so(service: Service) -> None:
     host = ready(service, "lines-ended")
     vms = made(service, "ended", 10_000)
     with asked(host, vms) as answer:
@@ -135,8 +134,7 @@ def test_a_session_that_ends_in_the_midst_refuses_the_rest_and_says_so(own_servi
     assert "host.revoked" in [each["code"] for each in entries if each["action"] == "key.release"]
 
 
-def test_a_connection_that_breaks_stops_the_work_and_asking_again_gets_the_rest(own_service: Service) -> None:
-    service = own_service
+def test_a_connection_that_breaks_stops_the_work_and_asking_again_gets_the_rest(service: Service) -> None:
     host = ready(service, "lines-broken")
     vms = made(service, "broken", 10_000)
     with asked(host, vms) as answer:
@@ -158,8 +156,7 @@ def test_a_connection_that_breaks_stops_the_work_and_asking_again_gets_the_rest(
     assert keys[0] == keys[1], "the same key, its lease renewed"
 
 
-def test_a_listener_that_does_not_read_holds_neither_memory_nor_others(own_service: Service) -> None:
-    service = own_service
+def test_a_listener_that_does_not_read_holds_neither_memory_nor_others(service: Service) -> None:
     slow, other = ready(service, "lines-slow"), ready(service, "lines-other")
     vms = made(service, "slow", 10_000)
     (mine,) = made(service, "mine", 1)
