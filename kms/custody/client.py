@@ -97,7 +97,10 @@ class _Connection(asyncio.Protocol):
 
     @property
     def ready(self) -> bool:
-        free = len(self._frames) < limits.HSM_FRAMES_IN_FLIGHT
+        # A frame waits in the socket so that the worker needn't for us; of an HSM that is slow that gains nothing, and
+        # what waits there can't go to a worker that is free sooner.
+        slow = self._each > limits.HSM_FRAME_LEAST_S
+        free = len(self._frames) < (1 if slow else limits.HSM_FRAMES_IN_FLIGHT)
         return self.health.healthy and free and not self.silence(time.monotonic())
 
     @property
