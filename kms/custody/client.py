@@ -99,9 +99,13 @@ class _Connection(asyncio.Protocol):
     def ready(self) -> bool:
         # A frame waits in the socket so that the worker needn't for us; of an HSM that is slow that gains nothing, and
         # what waits there can't go to a worker that is free sooner.
-        slow = self._each > limits.HSM_FRAME_LEAST_S
-        free = len(self._frames) < (1 if slow else limits.HSM_FRAMES_IN_FLIGHT)
+        free = len(self._frames) < (1 if self.slow else limits.HSM_FRAMES_IN_FLIGHT)
         return self.health.healthy and free and not self.silence(time.monotonic())
+
+    @property
+    def slow(self) -> bool:
+        """Whether a single operation is worth a frame."""
+        return self._each > limits.HSM_FRAME_LEAST_S
 
     @property
     def frames(self) -> int:
@@ -340,7 +344,9 @@ class HsmClient:
             if not ready:
                 return
             connection = self._chosen(ready, self._queue[0])
-            share = -(-len(self._queue) // len(ready))
+            # The busy ones will be free before a slow one has done all that waits.
+            takers = [c for c in self._connections.values() if c.health.healthy] if connection.slow else ready
+            share = -(-len(self._queue) // len(takers))
             least = connection.worth(limits.HSM_FRAME_LEAST_S, limits.HSM_FRAME_OPERATIONS_MIN)
             size = min(max(share, least), self._frame_max(connection), len(self._queue))
             jobs = [self._queue.popleft() for _ in range(size)]
