@@ -9,14 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import structlog
+# structlog would load it for tracebacks in colour, 70 ms and 4 MiB, which a worker never writes.
+sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # an import of it fails (importlib, "sys.modules")
 
-from hsm_adapter import hardening
-from hsm_adapter.engine import Engine
-from hsm_adapter.network import NETWORK
-from hsm_adapter.pin import read_pin
-from hsm_adapter.settings import SettingsError, read_settings
-from hsm_adapter.worker import SocketInUse, Worker
+import structlog  # noqa: E402 - after that
+
+from hsm_adapter import hardening  # noqa: E402
+from hsm_adapter.engine import Engine  # noqa: E402
+from hsm_adapter.network import NETWORK  # noqa: E402
+from hsm_adapter.pin import read_pin  # noqa: E402
+from hsm_adapter.settings import SettingsError, read_settings  # noqa: E402
+from hsm_adapter.worker import SocketInUse, Worker  # noqa: E402
 
 log: Final = structlog.get_logger()
 

@@ -29,7 +29,7 @@ from kms.errors import BadRequest
 from kms.heartbeats import Heartbeats
 from kms.roles import Role, other_schema, processes
 from kms.settings import Home
-from kms.web import metrics
+from kms.web import metric_files
 
 _log = structlog.get_logger("keypeer.supervisor")
 
@@ -61,7 +61,7 @@ class Supervisor:
         self._heartbeats = heartbeats
         self._metrics = metrics_folder
         inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-        self._environment = {**inherited, metrics.FOLDER_VARIABLE: str(metrics_folder)}
+        self._environment = {**inherited, metric_files.FOLDER_VARIABLE: str(metrics_folder)}
         # Web workers hold no PIN, so they don't inherit one either.
         self._without_pin = {name: value for name, value in self._environment.items() if name != pin_variable}
         self._stopping = asyncio.Event()
@@ -129,7 +129,7 @@ class Supervisor:
             if self._stopping.is_set():  # it was asked for between, and didn't reach this one
                 _signal(worker, signal.SIGTERM)
             code = await worker.process.wait()
-            metrics.worker_died(self._metrics, worker.process.pid)
+            metric_files.worker_died(self._metrics, worker.process.pid)
             if code == os.EX_CONFIG and worker.socket is None:
                 self._hopeless = True
                 self.stop()
@@ -308,7 +308,7 @@ async def supervise(home: Home, role: Role, ready: Callable[[], None]) -> None:
     sockets = web_sockets(home)
     home.webhooks()  # a secret that is none is told now, not when the background process reads it
     folder = home.run / "metrics"
-    metrics.clear(folder)
+    metric_files.clear(folder)
     source, _, variable = home.settings.hsm.pin.partition(":")
     heartbeats = Heartbeats.make(processes(home, role))
     workers = web_workers(home, role, sockets, heartbeats.descriptor)
