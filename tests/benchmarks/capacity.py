@@ -27,13 +27,14 @@ from kms.settings import read_home
 from kms.store.lmdb import LmdbStore
 from tests.benchmarks.releases import create_vms
 from tests.benchmarks.report import Row, Spread, tell
-from tests.support.capacity import FIGURES, KINDS, Cost, Figures, Meter
+from tests.support.capacity import FIGURES, KINDS, VMS_A_HOST, Cost, Figures, Meter
 from tests.support.hsm import Client, Ping, Pong
 from tests.support.service import Host, Service, good_host, put_demo_policy, running_service
 
 BASELINE_S = 10.0  # seconds of the service alone
 STEADY = 5  # attestations of each host after its first
 SINGLES = 300
+RENEWALS = 100  # of all leases of a host with VMS_A_HOST
 LINES = {"Content-Type": "application/json", "Accept": "application/jsonl"}
 
 
@@ -79,6 +80,13 @@ def in_lines(host: Host, vms: list[str]) -> None:
     last = msgspec.json.decode(connection.getresponse().read().splitlines()[-1], type=wire.BatchLine)
     connection.close()
     assert last.end == wire.BatchEnd(items=len(vms))
+
+
+def vms_of(service: Service, host: Host, name: str, count: int) -> list[str]:
+    """New VMs that ``host`` holds."""
+    vms = create_vms(service, name, count)
+    in_lines(host, vms)
+    return vms
 
 
 def renew(host: Host, leases: int) -> None:
@@ -145,7 +153,10 @@ def measure(service: Service, options: argparse.Namespace) -> Figures:
     costs["release-first"] = cost(service, idle, count, lambda: in_lines(host, vms))
     costs["release"] = cost(service, idle, count, lambda: in_lines(host, vms))
     costs["release-single"] = cost(service, idle, SINGLES, lambda: [host.try_release(vm) for vm in vms[:SINGLES]])
-    costs["renew"] = cost(service, idle, count, lambda: renew(host, count))
+    few, usual = hosts[1], vms_of(service, hosts[1], "usual", VMS_A_HOST)
+    costs["renew"] = cost(
+        service, idle, RENEWALS * len(usual), lambda: [renew(few, len(usual)) for _ in range(RENEWALS)]
+    )
     agent = asyncio.run(connected(service, service.caller("auditor").context, options.agents))
     return Figures(costs=costs, idle=idle.each(1), memory=memory, agent=agent)
 
