@@ -88,7 +88,7 @@ class _Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._frames: deque[list[_Job]] = deque()
         self._head_since = 0.0  # when the oldest frame became the one that is worked on
-        self._each = limits.HSM_OPERATION_SLOW_S  # seconds that an operation took, the quickest of some dozen frames
+        self._each = limits.HSM_OPERATION_SLOW_S  # seconds that an operation took, the quickest of a few frames
         self._lately = 0.0  # seconds that a frame took, the slowest of some dozen
         self._sent = 0
         self._ours = self._ours_then = self._all_then = 0  # operations the worker did: ours, and of everybody
@@ -141,7 +141,7 @@ class _Connection(asyncio.Protocol):
         jobs, now = self._frames.popleft(), time.monotonic()
         self._lately = max(now - self._head_since, 0.9 * self._lately)
         if not all(isinstance(job.operation, Ping | Background) for job in jobs):
-            self._each = min((now - self._head_since) / len(jobs), 1.1 * self._each)
+            self._each = min((now - self._head_since) / len(jobs), 1.5 * self._each)
         self._head_since = now
         for job, result in zip(jobs, reply.results, strict=True):
             if isinstance(result, Pong):
