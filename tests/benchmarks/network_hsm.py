@@ -1,6 +1,6 @@
 """Releases with a network HSM: what its round trips cost, and how many HSM workers take them side by side.
 
-    python -m tests.benchmarks.network_hsm [--workers 1,2,8,32] [--delays 0,1,3,5] [--seconds 3] [--rounds 2]
+    python -m tests.benchmarks.network_hsm [--workers 1,2,8,32] [--delays 0,1,3,5] [--seconds 3] [--rounds 2] [--write]
 
 The network HSM is SoftHSM behind ``hsm.simulated_delay_ms``: each PKCS #11 call that a client library would send waits
 so many milliseconds, five a release. Single releases over mTLS as in ``releases``, with four callers for each worker,
@@ -20,9 +20,9 @@ import uvloop
 from tests.benchmarks.load import Figures, Target, load
 from tests.benchmarks.releases import create_vms, singles_of
 from tests.benchmarks.report import Row, Spread, tell
+from tests.support.capacity import CALLS_A_RELEASE, Network, keep
 from tests.support.service import Host, Service, good_host, initialised_service, put_demo_policy
 
-CALLS_A_RELEASE = 5  # of a session that the worker has open: tests/hsm_adapter/test_network.py counts them
 HOSTS = 32
 CALLERS_MAX = 128
 BUSY = 0.7  # of the most that goes, for p99
@@ -42,7 +42,7 @@ def configure(service: Service, workers: int, delay_ms: float) -> None:
 
 def measure(
     service: Service, hosts: list[Host], vms: list[str], place: tuple[int, float], options: argparse.Namespace
-) -> list[Row]:
+) -> Network:
     """So many workers with one delay, as they are configured now."""
     workers, delay_ms = place
     count = callers(workers)
@@ -57,25 +57,18 @@ def measure(
     for _ in range(options.rounds):
         most.append(uvloop.run(load(service.port, targets, options.seconds)))
         busy.append(uvloop.run(load(service.port, targets, options.seconds, rate=BUSY * most[-1].rate)))
-    return told(workers, delay_ms, most, busy)
+    rate, p99 = Spread.of(each.rate for each in most), Spread.of(each.p99 * 1000 for each in busy)
+    return Network(workers=workers, delay_ms=delay_ms, rate=rate, p99_ms=p99)
 
 
-def told(workers: int, delay_ms: float, most: list[Figures], busy: list[Figures]) -> list[Row]:
+def told(found: Network) -> list[Row]:
     """The rows of one setting."""
-    what = f"network HSM of {delay_ms:g} ms a call, {workers} workers: "
-    limit = {}
-    if delay_ms:
-        limit["workers / (5 calls × delay)"] = Spread.of([workers / (CALLS_A_RELEASE * delay_ms / 1000)])
-    quickest = {"5 calls × delay": Spread.of([CALLS_A_RELEASE * delay_ms])} if delay_ms else {}
+    what = f"network HSM of {found.delay_ms:g} ms a call, {found.workers} workers: "
+    quickest = {"5 calls × delay": Spread.of([CALLS_A_RELEASE * found.delay_ms])} if found.delay_ms else {}
+    limit = {"workers / (5 calls × delay)": Spread.of([found.limit])} if found.delay_ms else {}
     return [
-        Row(what=what + "releases", unit="1/s", ours=Spread.of(each.rate for each in most), beside=limit),
-        Row(
-            what=what + "p99 at seven tenths of that",
-            unit="ms",
-            ours=Spread.of(each.p99 * 1000 for each in busy),
-            beside=quickest,
-            better="less",
-        ),
+        Row(what=what + "releases", unit="1/s", ours=found.rate, beside=limit),
+        Row(what=what + "p99 at seven tenths of that", unit="ms", ours=found.p99_ms, beside=quickest, better="less"),
     ]
 
 
@@ -89,6 +82,7 @@ def main() -> None:
     parser.add_argument("--delays", type=numbers, default=[0, 1, 3, 5])
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--write", action="store_true", help="keep the figures for deploy/capacity.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         service = initialised_service(Path(folder))
@@ -102,7 +96,10 @@ def main() -> None:
                 configure(service, workers, delay_ms)
                 service.start()
                 try:
-                    tell(*measure(service, hosts, vms, (workers, delay_ms), options))
+                    found = measure(service, hosts, vms, (workers, delay_ms), options)
+                    tell(*told(found))
+                    if options.write:
+                        keep(found)
                 finally:
                     service.stop()
 

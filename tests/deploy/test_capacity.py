@@ -92,3 +92,13 @@ def test_the_figures_are_of_a_service_that_works() -> None:
 @pytest.mark.parametrize("file", ["README.md", "deploy/operating.md"])
 def test_others_lead_here(file: str) -> None:
     assert "capacity.md)" in (capacity.ROOT / file).read_text()
+
+
+def test_what_was_measured_is_told_beside_the_formula() -> None:
+    _, *rows = cells("workers")
+    assert [int(row[0]) for row in rows] == sorted(int(row[0]) for row in rows)
+    for workers, delay, rate, limit, share, _ in rows:
+        if value(delay):
+            assert value(limit) == pytest.approx(value(workers) / (5 * value(delay) / 1000), abs=0.5)
+            assert value(share) == pytest.approx(value(rate) / value(limit), abs=0.01)
+            assert value(rate) <= 1.02 * value(limit), "faster than it can be: the delay isn't waited for"
