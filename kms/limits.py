@@ -60,6 +60,7 @@ HSM_OPERATION_DEADLINE_S = 5.0  # seconds; a network HSM answers in 1–5 ms, a 
 HSM_OPERATION_SLOW_S = 0.012  # seconds; a rewrap is five PKCS#11 calls, of 2.4 ms each on a slow network HSM
 HSM_PING_DEADLINE_S = 20.0  # seconds; a ping waits behind two full frames of each of two web workers
 HSM_START_DEADLINE_S = 30.0  # seconds from its start until a worker listens; C_Initialize and login of a network HSM
+HSM_START_EACH_S = 1.0  # seconds more for each HSM worker: they start together, half a second of one core each
 HSM_FRAME_OPERATIONS_MAX = 256  # operations a frame; about 20–60 ms of SoftHSM work
 HSM_FRAME_OPERATIONS_MIN = 8  # operations; smaller shares cost more in frames than they gain in parallel
 HSM_FRAME_S = 0.1  # seconds of work a frame: others wait for it. 256 of SoftHSM's operations take 0.06 at most

@@ -67,6 +67,8 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._manager = Manager()
         self._hopeless = False
+        together = sum(worker.socket is not None for worker in self._workers)
+        self._start_deadline = limits.HSM_START_DEADLINE_S + together * limits.HSM_START_EACH_S
 
     def stop(self) -> None:
         """Asks every worker to finish."""
@@ -182,7 +184,7 @@ class Supervisor:
             process = worker.process
             if worker.socket is None or process is None or process.returncode is not None:
                 continue
-            starting = time.monotonic() - worker.started < limits.HSM_START_DEADLINE_S
+            starting = time.monotonic() - worker.started < self._start_deadline
             if await _hangs(worker.socket, starting) and process is worker.process and process.returncode is None:
                 _log.error("worker hangs", worker=worker.name, deadline_s=limits.HSM_PING_DEADLINE_S)
                 _signal(worker, signal.SIGKILL)
