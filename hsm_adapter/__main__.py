@@ -7,14 +7,21 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Final
 
-import structlog
+# structlog would load it for tracebacks in colour, 70 ms and 4 MiB, which a worker never writes.
+sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # an import of it fails (importlib, "sys.modules")
 
-from hsm_adapter import hardening
-from hsm_adapter.engine import Engine
-from hsm_adapter.pin import read_pin
-from hsm_adapter.settings import SettingsError, read_settings
-from hsm_adapter.worker import SocketInUse, Worker
+import structlog  # noqa: E402 - after that
+
+from hsm_adapter import hardening  # noqa: E402
+from hsm_adapter.engine import Engine  # noqa: E402
+from hsm_adapter.network import NETWORK  # noqa: E402
+from hsm_adapter.pin import read_pin  # noqa: E402
+from hsm_adapter.settings import SettingsError, read_settings  # noqa: E402
+from hsm_adapter.worker import SocketInUse, Worker  # noqa: E402
+
+log: Final = structlog.get_logger()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,12 +44,17 @@ def main(arguments: list[str] | None = None) -> int:
         if settings.exit_with_parent:
             hardening.exit_with_parent(settings.parent)
         os.environ.update(settings.environment)
+        delay, per_call = settings.simulated_delay_ms / 1000, settings.simulated_delay_per == "call"
+        if delay:
+            log.warning("simulating a network HSM", ms=settings.simulated_delay_ms, per=settings.simulated_delay_per)
+        NETWORK.call_s = delay if per_call else 0.0
         engine = Engine(
             settings.module,
             settings.token_label,
             partial(read_pin, settings.pin),
             lock=settings.lock_path,
             self_test_interval=settings.self_test_interval,
+            operation_delay=0.0 if per_call else delay,
         )
         engine.start()
         Worker(engine, Path(settings.socket), settings.uids, settings.recycle_after).run()

@@ -15,6 +15,7 @@ import cffi
 
 from hsm_adapter import limits
 from hsm_adapter.errors import CryptokiError, Unusable
+from hsm_adapter.network import NETWORK
 
 # CK_FUNCTION_LIST in the order that PKCS #11 v2.40 pkcs11f.h fixes; later versions only append elsewhere.
 _FUNCTIONS: Final = """
@@ -116,7 +117,7 @@ class Module:
 
     def function(self, name: str) -> Any:
         """The C function ``C_<name>``, typed by the typedef of the same name above."""
-        return _ffi.cast(name, self._list.function[_FUNCTIONS.index(name)])
+        return NETWORK.beyond(name, _ffi.cast(name, self._list.function[_FUNCTIONS.index(name)]))
 
     def init_token(self, slot: int, so_pin: str, label: str) -> None:
         """C_InitToken: erases the token in ``slot``, sets its label and the SO's PIN."""

@@ -48,8 +48,8 @@ class Serving:
 class Engine:
     """Executes operations on the token labelled ``label`` of the module at ``path``.
 
-    ``read_pin`` is called once; ``lock`` is held to change the token (lock.py); ``clock`` gives seconds and never goes
-    back.
+    ``read_pin`` is called once; ``lock`` is held to change the token (lock.py); ``operation_delay`` is simulated
+    (seconds; see network.py); ``clock`` gives seconds and never goes back.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Engine:
         *,
         lock: Path | None = None,
         self_test_interval: float = limits.SELF_TEST_INTERVAL_S,
+        operation_delay: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.operations = 0  # executed since the process started, pings apart
@@ -68,6 +69,7 @@ class Engine:
         self._read_pin = read_pin
         self._lock = lock
         self._interval = self_test_interval
+        self._operation_delay = operation_delay
         self._clock = clock
         self._pin: Pin | None = None
         self._library: Library | None = None
@@ -94,6 +96,8 @@ class Engine:
         if type(operation) in _PINGS:
             return self._pong()
         self.operations += 1
+        if self._operation_delay:
+            time.sleep(self._operation_delay)
         try:
             serving = self._serving()
             if isinstance(operation, p.SelfTest):

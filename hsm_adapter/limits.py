@@ -5,7 +5,7 @@ from __future__ import annotations
 # ── frames ─────────────────────────────────────────────────────────────────────────────────────────────────────
 FRAME_BYTES_MAX = 4 * 1024 * 1024  # bytes; FRAME_OPERATIONS_MAX of the largest operation, a CreateKey, with room
 FRAME_OPERATIONS_MAX = 512  # operations; about 50 ms of SoftHSM work, so that no frame starves the others
-CONNECTIONS_MAX = 64  # connections; a few for each web worker of one machine
+CONNECTIONS_MAX = 256  # connections; a few for each web worker of one machine, of which the settings allow 64
 RECEIVE_BYTES = 64 * 1024  # bytes asked of the kernel in one recv; malloc maps and unmaps 128 KiB and more each time
 
 # ── fields ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -34,6 +34,7 @@ KEY_SEARCHES_MAX = 16  # searches in that time for different versions; each take
 TOKEN_LOCK_S = 0.1  # seconds that a worker, and so its clients, wait for another one that changes the token; 30 ms each
 TOKEN_LOCK_COMMAND_S = 10.0  # seconds that a command waits for it
 DRAIN_S = 5.0  # seconds that clients have to read their last replies after SIGTERM or at recycling
+SIMULATED_DELAY_MAX_MS = 100.0  # milliseconds; network HSMs answer in 1 to 5, one across an ocean in 100
 BACKGROUND_STARVE_S = 0.05  # seconds after which a background frame is served though others wait
 LISTEN_BACKLOG = 64  # connections waiting for accept
 

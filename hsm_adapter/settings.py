@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from hsm_adapter import limits
 
+DelayMs = Annotated[float, Meta(ge=0, le=limits.SIMULATED_DELAY_MAX_MS, extra={"unit": "milliseconds"})]
 Seconds = Annotated[float, Meta(gt=0, extra={"unit": "seconds"})]
 
 
@@ -39,6 +40,12 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """After how many operations it ends, for a new one to be started, because modules leak."""
     self_test_interval: Seconds = limits.SELF_TEST_INTERVAL_S
     """Between self-tests of the token."""
+    simulated_delay_ms: DelayMs = 0.0
+    """For planning and tests: how long a network HSM would take, waited for as often as `simulated_delay_per` says. 0:
+    not at all."""
+    simulated_delay_per: Literal["call", "operation"] = "call"
+    """`call`: each PKCS #11 call that a client library sends, of which a rewrap has five; `operation`: all of an
+    operation at once."""
     exit_with_parent: bool = False
     """End when the process that started it does: a supervisor's worker."""
     parent: Annotated[int, Meta(ge=0, extra={"unit": "pid"})] = 0

@@ -10,6 +10,7 @@ from typing import Final
 import pkcs11
 
 from hsm_adapter.errors import RETURN_VALUES, CryptokiError
+from hsm_adapter.network import NETWORK
 
 _UNKNOWN: Final = 0x8000_0000  # CKR_VENDOR_DEFINED
 
@@ -17,6 +18,7 @@ _UNKNOWN: Final = 0x8000_0000  # CKR_VENDOR_DEFINED
 @contextmanager
 def translated(function: str) -> Iterator[None]:
     """Turn python-pkcs11's exceptions inside the block into CryptokiError, blaming ``function``."""
+    NETWORK.cross()
     try:
         yield
     except pkcs11.PKCS11Error as error:

@@ -8,6 +8,8 @@ import socket
 import sys
 from pathlib import Path
 
+from kms.lean import lean_imports
+
 # Program, kind, folder, the supervisor's role, its pid, the heartbeats' descriptor; web workers' index and listener's
 # descriptor.
 _BACKGROUND_ARGUMENTS = 6
@@ -28,12 +30,13 @@ def main(arguments: list[str]) -> None:
 
 
 def _worker(folder: Path, role: str, parent: int, heartbeats: int, index: int, listener: int) -> None:
-    import uvloop
+    with lean_imports():
+        import uvloop
 
-    from kms import app, hardening, logs
-    from kms.heartbeats import Heartbeats
-    from kms.roles import Role, ended_in_words, processes
-    from kms.settings import read_home
+        from kms import app, hardening, logs
+        from kms.heartbeats import Heartbeats
+        from kms.roles import Role, ended_in_words, processes
+        from kms.settings import read_home
 
     hardening.protect_memory()
     hardening.die_with_parent(parent)
@@ -45,12 +48,13 @@ def _worker(folder: Path, role: str, parent: int, heartbeats: int, index: int, l
 
 
 def _background(folder: Path, role: str, parent: int, heartbeats: int) -> None:
-    import uvloop
+    with lean_imports():
+        import uvloop
 
-    from kms import background, hardening, logs
-    from kms.heartbeats import Heartbeats
-    from kms.roles import Role, ended_in_words, processes
-    from kms.settings import read_home
+        from kms import background, hardening, logs
+        from kms.heartbeats import Heartbeats
+        from kms.roles import Role, ended_in_words, processes
+        from kms.settings import read_home
 
     hardening.protect_memory()
     hardening.die_with_parent(parent)

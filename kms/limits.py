@@ -18,6 +18,9 @@ CREDENTIAL_SECRET_BYTES = 32  # bytes; TPM2B_DIGEST of the SHA-256 EK (TPM 2.0 P
 SESSION_ID_BYTES = 16  # bytes; random, 128 bits
 SESSION_LIFE_S = 300  # seconds; ten attestation intervals of 30 s
 RELEASE_ATTEMPTS_MAX = 5  # count; compare-and-set retries when another worker moved a record in between
+RELEASE_SLICE_FIRST = 16  # VMs of a batch in lines that are decided first, so that one can start; some 5 ms
+RELEASE_SLICE = 128  # VMs decided and committed together; other callers wait for some 10 ms of HSM and event loop
+RELEASE_SLICES_AHEAD = 2  # slices worked on while another's lines are sent: one in the HSM, one on its way to the disk
 
 # ── certificates ───────────────────────────────────────────────────────────────────────────────────────────────
 CA_LIFE_S = 10 * 366 * 86400  # seconds
@@ -59,8 +62,11 @@ HSM_OPERATION_DEADLINE_S = 5.0  # seconds; a network HSM answers in 1–5 ms, a 
 HSM_OPERATION_SLOW_S = 0.012  # seconds; a rewrap is five PKCS#11 calls, of 2.4 ms each on a slow network HSM
 HSM_PING_DEADLINE_S = 20.0  # seconds; a ping waits behind two full frames of each of two web workers
 HSM_START_DEADLINE_S = 30.0  # seconds from its start until a worker listens; C_Initialize and login of a network HSM
+HSM_START_EACH_S = 1.0  # seconds more for each HSM worker: they start together, half a second of one core each
 HSM_FRAME_OPERATIONS_MAX = 256  # operations a frame; about 20–60 ms of SoftHSM work
 HSM_FRAME_OPERATIONS_MIN = 8  # operations; smaller shares cost more in frames than they gain in parallel
+HSM_FRAME_S = 0.1  # seconds of work a frame: others wait for it. 256 of SoftHSM's operations take 0.06 at most
+HSM_FRAME_LEAST_S = 0.002  # seconds of work that are worth sharing out; a network HSM's single operation is
 HSM_FRAMES_IN_FLIGHT = 2  # frames a worker: one being worked on, one waiting in its socket
 HSM_CLIENTS = 2  # count; clients that send full frames to one HSM worker, unless the settings say otherwise
 HSM_QUEUE_DEADLINE_S = 10.0  # seconds that an operation waits for a healthy worker

@@ -50,6 +50,12 @@ class HsmSettings(_Table, frozen=True, kw_only=True):
     recycle_after: Annotated[int, Meta(ge=1, extra={"unit": "operations"})] | None = None
     """After how many operations an HSM worker makes room for a new one, because modules leak. Left out: the
     worker's own default."""
+    simulated_delay_ms: Annotated[float, Meta(ge=0, le=100, extra={"unit": "milliseconds"})] = 0.0
+    """For planning and tests alone: each HSM worker waits as it would for a network HSM, as often as
+    `simulated_delay_per` says (deploy/capacity.md). 0: not at all."""
+    simulated_delay_per: Literal["call", "operation"] = "call"
+    """`call`: each PKCS #11 call that goes over the network, of which a release has five; `operation`: once for all of
+    them."""
     sockets: str = ""
     """Folder of the HSM workers' sockets. Empty: `service.run`."""
     lock: str = ""

@@ -148,6 +148,9 @@ class Home:
         }
         if hsm.recycle_after is not None:
             worker["recycle_after"] = hsm.recycle_after
+        if hsm.simulated_delay_ms:
+            worker["simulated_delay_ms"] = hsm.simulated_delay_ms
+            worker["simulated_delay_per"] = hsm.simulated_delay_per
         return worker
 
     def _expand(self, value: str) -> str:

@@ -29,7 +29,7 @@ from kms.errors import BadRequest
 from kms.heartbeats import Heartbeats
 from kms.roles import Role, other_schema, processes
 from kms.settings import Home
-from kms.web import metrics
+from kms.web import metric_files
 
 _log = structlog.get_logger("keypeer.supervisor")
 
@@ -61,12 +61,14 @@ class Supervisor:
         self._heartbeats = heartbeats
         self._metrics = metrics_folder
         inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-        self._environment = {**inherited, metrics.FOLDER_VARIABLE: str(metrics_folder)}
+        self._environment = {**inherited, metric_files.FOLDER_VARIABLE: str(metrics_folder)}
         # Web workers hold no PIN, so they don't inherit one either.
         self._without_pin = {name: value for name, value in self._environment.items() if name != pin_variable}
         self._stopping = asyncio.Event()
         self._manager = Manager()
         self._hopeless = False
+        together = sum(worker.socket is not None for worker in self._workers)
+        self._start_deadline = limits.HSM_START_DEADLINE_S + together * limits.HSM_START_EACH_S
 
     def stop(self) -> None:
         """Asks every worker to finish."""
@@ -129,7 +131,7 @@ class Supervisor:
             if self._stopping.is_set():  # it was asked for between, and didn't reach this one
                 _signal(worker, signal.SIGTERM)
             code = await worker.process.wait()
-            metrics.worker_died(self._metrics, worker.process.pid)
+            metric_files.worker_died(self._metrics, worker.process.pid)
             if code == os.EX_CONFIG and worker.socket is None:
                 self._hopeless = True
                 self.stop()
@@ -182,7 +184,7 @@ class Supervisor:
             process = worker.process
             if worker.socket is None or process is None or process.returncode is not None:
                 continue
-            starting = time.monotonic() - worker.started < limits.HSM_START_DEADLINE_S
+            starting = time.monotonic() - worker.started < self._start_deadline
             if await _hangs(worker.socket, starting) and process is worker.process and process.returncode is None:
                 _log.error("worker hangs", worker=worker.name, deadline_s=limits.HSM_PING_DEADLINE_S)
                 _signal(worker, signal.SIGKILL)
@@ -308,7 +310,7 @@ async def supervise(home: Home, role: Role, ready: Callable[[], None]) -> None:
     sockets = web_sockets(home)
     home.webhooks()  # a secret that is none is told now, not when the background process reads it
     folder = home.run / "metrics"
-    metrics.clear(folder)
+    metric_files.clear(folder)
     source, _, variable = home.settings.hsm.pin.partition(":")
     heartbeats = Heartbeats.make(processes(home, role))
     workers = web_workers(home, role, sockets, heartbeats.descriptor)

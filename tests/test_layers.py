@@ -68,6 +68,7 @@ FLOORS = {
     "kms.settings": 5,
     "kms.shares": 5,
     "kms.tokencopy": 5,
+    "kms.lean": 5,
     "kms.hardening": 5,
     "kms.roles": 5,
     "kms.heartbeats": 5,

@@ -65,13 +65,15 @@ _T = TypeVar("_T")
 class _Job:
     """One operation waiting for its result."""
 
-    __slots__ = ("attempts", "deadline", "future", "operation")
+    __slots__ = ("attempts", "deadline", "future", "home", "operation")
 
     def __init__(self, operation: Operation, future: asyncio.Future[Result], deadline: float) -> None:
         self.operation = operation
         self.future = future
         self.deadline = deadline
         self.attempts = 0
+        # Which worker has the session's keys open already, if any; ids are random.
+        self.home = operation.session.session[0] if isinstance(operation, Rewrap) else 0
 
 
 class _Connection(asyncio.Protocol):
@@ -86,6 +88,7 @@ class _Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._frames: deque[list[_Job]] = deque()
         self._head_since = 0.0  # when the oldest frame became the one that is worked on
+        self._each = limits.HSM_OPERATION_SLOW_S  # seconds that an operation took, the quickest of a few frames
         self._lately = 0.0  # seconds that a frame took, the slowest of some dozen
         self._sent = 0
         self._ours = self._ours_then = self._all_then = 0  # operations the worker did: ours, and of everybody
@@ -94,8 +97,15 @@ class _Connection(asyncio.Protocol):
 
     @property
     def ready(self) -> bool:
-        free = len(self._frames) < limits.HSM_FRAMES_IN_FLIGHT
+        # A frame waits in the socket so that the worker needn't for us; of an HSM that is slow that gains nothing, and
+        # what waits there can't go to a worker that is free sooner.
+        free = len(self._frames) < (1 if self.slow else limits.HSM_FRAMES_IN_FLIGHT)
         return self.health.healthy and free and not self.silence(time.monotonic())
+
+    @property
+    def slow(self) -> bool:
+        """Whether a single operation is worth a frame."""
+        return self._each > limits.HSM_FRAME_LEAST_S
 
     @property
     def frames(self) -> int:
@@ -130,6 +140,8 @@ class _Connection(asyncio.Protocol):
             raise framing.FrameError(f"{len(reply.results)} results that nobody asked for")
         jobs, now = self._frames.popleft(), time.monotonic()
         self._lately = max(now - self._head_since, 0.9 * self._lately)
+        if not all(isinstance(job.operation, Ping | Background) for job in jobs):
+            self._each = min((now - self._head_since) / len(jobs), 1.5 * self._each)
         self._head_since = now
         for job, result in zip(jobs, reply.results, strict=True):
             if isinstance(result, Pong):
@@ -147,6 +159,10 @@ class _Connection(asyncio.Protocol):
             return 0.0
         seconds = now - self._head_since
         return seconds if seconds > limits.HSM_SILENT_S + 2 * self._lately else 0.0
+
+    def worth(self, seconds: float, most: int) -> int:
+        """How many operations are so many seconds of work: at least 1, at most ``most``."""
+        return max(1, min(most, int(seconds / self._each)))
 
     def told(self) -> WorkerHealth:
         """What is known of the worker now."""
@@ -327,19 +343,33 @@ class HsmClient:
             ready = [connection for connection in self._connections.values() if connection.ready]
             if not ready:
                 return
-            connection = min(ready, key=lambda candidate: candidate.frames)
-            share = -(-len(self._queue) // len(ready))
-            size = min(max(share, limits.HSM_FRAME_OPERATIONS_MIN), self._frame_max(connection), len(self._queue))
+            connection = self._chosen(ready, self._queue[0])
+            # The busy ones will be free before a slow one has done all that waits.
+            takers = [c for c in self._connections.values() if c.health.healthy] if connection.slow else ready
+            share = -(-len(self._queue) // len(takers))
+            least = connection.worth(limits.HSM_FRAME_LEAST_S, limits.HSM_FRAME_OPERATIONS_MIN)
+            size = min(max(share, least), self._frame_max(connection), len(self._queue))
             jobs = [self._queue.popleft() for _ in range(size)]
             if self.background and connection.asks(time.monotonic()):
                 jobs.append(self._job(Ping()))
             connection.send(jobs)
 
+    def _chosen(self, ready: Sequence[_Connection], job: _Job) -> _Connection:
+        """The least busy one; of several the one that the job is at home with, so that sessions stay where they are
+        open, and clients that know nothing of each other spread out."""
+        fewest = min(connection.frames for connection in ready)
+        path = self._sockets[(job.home + job.attempts) % len(self._sockets)]
+        home = self._connections.get(path)
+        if home is not None and home.ready and home.frames == fewest:
+            return home
+        return next(connection for connection in ready if connection.frames == fewest)
+
     def _frame_max(self, connection: _Connection) -> int:
-        """Others wait for a whole frame of the background's, so it has small ones unless there are no others."""
+        """Others wait for a whole frame, so it is short whatever the HSM takes; and the background has small ones
+        unless there are no others."""
         if self.background and not connection.quiet:
-            return limits.HSM_FRAME_OPERATIONS_BACKGROUND
-        return limits.HSM_FRAME_OPERATIONS_MAX
+            return connection.worth(limits.HSM_FRAME_S, limits.HSM_FRAME_OPERATIONS_BACKGROUND)
+        return connection.worth(limits.HSM_FRAME_S, limits.HSM_FRAME_OPERATIONS_MAX)
 
     def _job(self, operation: Ping | Background) -> _Job:
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()

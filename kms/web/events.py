@@ -38,14 +38,14 @@ async def _of_all(call: Call) -> EventPage | Stream:
 
 async def _answer(call: Call, log: EventLog) -> EventPage | Stream:
     after = call.number("after", 0, 0, _ID_MAX) if "after" in call.query else None
-    if EVENT_STREAM not in call.headers.get("Accept", ""):
+    if not call.accepts(EVENT_STREAM):
         limit = call.number("limit", limits.PAGE_DEFAULT, 1, limits.PAGE_MAX)
         return await events.page(call.ctx, log, after or 0, limit)
     if heard := call.headers.get("Last-Event-ID"):
         if not (heard.isascii() and heard.isdigit() and int(heard[:16]) <= _ID_MAX):
             raise events.not_a_number(heard)
         after = int(heard)
-    return Stream(_frames(call, log, after))
+    return Stream(_frames(call, log, after), EVENT_STREAM)
 
 
 async def _frames(call: Call, log: EventLog, after: int | None) -> AsyncGenerator[bytes, None]:
@@ -68,7 +68,7 @@ ROUTES = (
         _of_host,
         answer=EventPage,
         query=_QUERY,
-        streams=True,
+        streams=EVENT_STREAM,
     ),
     Route(
         "GET",
@@ -78,6 +78,6 @@ ROUTES = (
         _of_all,
         answer=EventPage,
         query=_QUERY,
-        streams=True,
+        streams=EVENT_STREAM,
     ),
 )

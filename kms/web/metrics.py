@@ -12,21 +12,19 @@ from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from kms import limits
 from kms.audit.record import told_of
 from kms.errors import KeypeerError
 from kms.web import metric_table as table
+from kms.web.metric_files import FOLDER_VARIABLE
 from kms.web.routing import Route
-
-FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus-client at import, so the supervisor sets it
 
 # Seconds; from a cached read to the deadline of an HSM operation.
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -141,15 +139,3 @@ class _Given(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return self._metrics
-
-
-def worker_died(folder: Path, pid: int) -> None:
-    """Lets the gauges of a dead worker go."""
-    mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
-
-
-def clear(folder: Path) -> None:
-    """Removes an earlier run's files, so that counters start at zero with the service."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for file in folder.glob("*.db"):
-        file.unlink()

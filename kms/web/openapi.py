@@ -19,7 +19,7 @@ _PARAMETER = re.compile(r"\{(\w+)\}")
 
 def document(routes: Sequence[Route]) -> dict[str, Any]:
     """OpenAPI 3.1 of ``routes``."""
-    types = {t for route in routes for t in (route.request, route.answer) if t is not None} | {Problem}
+    types = {t for route in routes for t in (route.request, route.answer, route.line) if t is not None} | {Problem}
     ordered = sorted(types, key=lambda t: t.__name__)
     schemas, components = msgspec.json.schema_components(ordered, ref_template=_REF)
     refs = dict(zip(ordered, schemas, strict=True))
@@ -48,7 +48,10 @@ def _operation(route: Route, refs: dict[type, dict[str, Any]]) -> dict[str, Any]
     if route.answer is not None:
         answer["content"] = {"application/json": {"schema": refs[route.answer]}}
     if route.streams:
-        answer["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        answer["content"][route.streams] = {"schema": {"type": "string"}}
+    if route.line is not None:
+        answer["description"] = f"as asked; {route.streams}: one such object a line, an `end` in the last"
+        answer["content"][route.streams]["schema"] = refs[route.line]
     if route.raw:
         answer["content"] = {route.raw.partition(";")[0]: {}}
     operation: dict[str, Any] = {

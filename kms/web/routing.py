@@ -33,6 +33,10 @@ class Call:
     body: Any
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    def accepts(self, content_type: str) -> bool:
+        """Whether the caller asks for this kind of answer (RFC 9110 §12.5.1)."""
+        return content_type in self.headers.get("Accept", "")
+
     @property
     def who(self) -> Caller:
         """The caller of a route that demands a certificate."""
@@ -88,9 +92,10 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """An answer that goes on: server-sent events, as bytes ready to send."""
+    """An answer that goes on, as bytes ready to send, and its content type."""
 
     frames: AsyncGenerator[bytes, None]
+    content_type: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +104,9 @@ class Route:
     ``raw`` is the content type of answers that are Raw; ``rest`` names the path parameter that may hold slashes.
     ``act`` names an officers' act: it needs as many officers as the approval rules say for it (DESIGN §10).
     ``rate`` names the limit that it counts against (kms/web/limiter.py), ``cost`` for how many a body counts.
-    ``streams``: who accepts text/event-stream gets one. ``cut_off`` answers instead at a site that can't reach the
-    store's primary. ``while_rolled_back``: it may change a database that was put
-    back (kms.rollback)."""
+    ``streams`` is the content type of the Stream that who accepts it gets, ``line`` what each line of it is, if it has
+    lines. ``cut_off`` answers instead at a site that can't reach the store's primary. ``while_rolled_back``: it may
+    change a database that was put back (kms.rollback)."""
 
     method: str
     path: str
@@ -119,7 +124,8 @@ class Route:
     cost: Callable[[Any], int] | None = None
     raw: str = ""
     rest: str = ""
-    streams: bool = False
+    streams: str = ""
+    line: type | None = None
     cut_off: Handler | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
@@ -131,7 +132,7 @@ def _handler(ctx: Context, metrics: Metrics, limiter: Limiter, route: Route, sit
         if answer is None:
             return web.Response(status=status)
         if isinstance(answer, Stream):
-            with metrics.streaming():
+            with metrics.streaming() if answer.content_type == events.EVENT_STREAM else nullcontext():
                 return await _stream(request, answer)
         if isinstance(answer, Raw):
             headers = {"Content-Type": route.raw, "Cache-Control": answer.cache}
@@ -143,7 +144,7 @@ def _handler(ctx: Context, metrics: Metrics, limiter: Limiter, route: Route, sit
 
 async def _stream(request: web.Request, stream: Stream) -> web.StreamResponse:
     """Sends until the stream ends, the listener goes, or leaves what was sent unread."""
-    headers = {"Content-Type": events.EVENT_STREAM, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    headers = {"Content-Type": stream.content_type, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     response = web.StreamResponse(headers=headers)
     try:
         await response.prepare(request)

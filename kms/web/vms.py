@@ -8,6 +8,7 @@ import msgspec
 
 from keypeer.wire.messages import (
     BatchItem,
+    BatchLine,
     BatchRelease,
     BatchReleaseRequest,
     CreatedVms,
@@ -36,7 +37,8 @@ from kms.flows import release, vm_acts, vm_list, vm_rotations, vms
 from kms.keys.lifecycle import KeyAct
 from kms.views import problem_view as problem
 from kms.vm_filter import VmFilter
-from kms.web.routing import HOST, OFFICER, OPERATOR, PAGE_QUERY, STAFF, Call, Handler, Route
+from kms.web.release_lines import JSON_LINES, stream
+from kms.web.routing import HOST, OFFICER, OPERATOR, PAGE_QUERY, STAFF, Call, Handler, Route, Stream
 
 
 async def _create(call: Call) -> VmView:
@@ -124,7 +126,9 @@ async def _release(call: Call) -> Release:
     return await release.release(call.ctx, call.who, call.body.session, call.name("vm"), call.body.version)
 
 
-async def _release_many(call: Call) -> BatchRelease:
+async def _release_many(call: Call) -> BatchRelease | Stream:
+    if call.accepts(JSON_LINES):
+        return await stream(call)
     request: BatchReleaseRequest = call.body
     outcomes = await release.release_many(call.ctx, call.who, request.session, request.vms)
     return BatchRelease(items=tuple(_item(vm, outcome) for vm, outcome in zip(request.vms, outcomes, strict=True)))
@@ -205,5 +209,7 @@ ROUTES = (
         BatchRelease,
         rate="releases",
         cost=_items,
+        streams=JSON_LINES,
+        line=BatchLine,
     ),
 )

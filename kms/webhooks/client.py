@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import aiohttp
 
 from kms import limits
@@ -18,7 +20,10 @@ class HttpWebhooks:
     async def post(self, webhook: Webhook, headers: dict[str, str], body: bytes) -> int:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=limits.WEBHOOK_DEADLINE_S), cookie_jar=aiohttp.DummyCookieJar()
+                # Its own context: aiohttp's has no CA certificates here (kms/lean.py).
+                connector=aiohttp.TCPConnector(ssl=ssl.create_default_context()),
+                timeout=aiohttp.ClientTimeout(total=limits.WEBHOOK_DEADLINE_S),
+                cookie_jar=aiohttp.DummyCookieJar(),
             )
         try:
             async with self._session.post(webhook.url, data=body, headers=headers, allow_redirects=False) as response:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import aiohttp
 
 from kms import limits
@@ -18,7 +20,10 @@ class HttpWitnesses:
     async def add_checkpoint(self, witness: Witness, body: bytes) -> WitnessAnswer:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=limits.WITNESS_DEADLINE_S), cookie_jar=aiohttp.DummyCookieJar()
+                # Its own context: aiohttp's has no CA certificates here (kms/lean.py).
+                connector=aiohttp.TCPConnector(ssl=ssl.create_default_context()),
+                timeout=aiohttp.ClientTimeout(total=limits.WITNESS_DEADLINE_S),
+                cookie_jar=aiohttp.DummyCookieJar(),
             )
         url = f"{witness.url.rstrip('/')}/add-checkpoint"
         try:

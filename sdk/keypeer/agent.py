@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from concurrent.futures import Future
+from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
@@ -18,6 +19,7 @@ from keypeer.client import AsyncClient
 from keypeer.errors import AnswerError, KeypeerClientError, ProblemError, StateError, TpmError
 from keypeer.eventstream import listen_on
 from keypeer.identity import signing_request
+from keypeer.releasing import SESSION_GONE, opened, release_each
 from keypeer.session import Session, decoded, uptime
 from keypeer.state import AgentState
 from keypeer.tpm import Tpm, pcr_read
@@ -27,7 +29,6 @@ from keypeer.wire.launch import Bank, LaunchEntry
 from keypeer.wire.messages import (
     BATCH_MAX,
     AttestResult,
-    BatchItem,
     Challenge,
     EnrolResult,
     GeoTagView,
@@ -40,10 +41,8 @@ from keypeer.wire.profile import PCR_BANK
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-# What ends a session on the service's side; attesting anew mends it.
 # No verdict: the service keeps the session that it knows.
 _NO_VERDICT = ("attestation.logs", "attestation.overtaken", "site.cut_off")
-_SESSION_GONE = ("session.unknown", "session.expired", "session.certificate")
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ class HostAgent:
             try:
                 key = session.open(await (await self._connected()).release(vm, session.name, version), vm, version)
             except ProblemError as error:
-                if error.code not in _SESSION_GONE:
+                if error.code not in SESSION_GONE:
                     raise
                 session = await self._fresh_session()
                 key = session.open(await (await self._connected()).release(vm, session.name, version), vm, version)
@@ -160,6 +159,22 @@ class HostAgent:
                 raise
         return released
 
+    async def release_each(self, vms: Iterable[str]) -> AsyncGenerator[tuple[str, VmKey | ProblemError], None]:
+        """As ``release_many``, but each VM as soon as it is durable, so that the first one can start while the others
+        are worked on; use it with ``contextlib.aclosing``. Other methods may be called meanwhile. A stream that breaks,
+        or whose session ends, goes on with what is left."""
+
+        async def connect(fresh: bool) -> tuple[AsyncClient, Session]:
+            async with self._turn:
+                session = await (self._fresh_session() if fresh else self._live_session())
+                return await self._connected(), session
+
+        async with aclosing(release_each(vms, connect, lambda session: self._session is session)) as found:
+            async for vm, outcome in found:
+                if isinstance(outcome, VmKey):
+                    self._generations[vm] = outcome.generation
+                yield vm, outcome
+
     async def renew_leases(self) -> AsyncGenerator[RenewedLeases, None]:
         """Renews all leases of this host, a page at a time. Attests first when there is no live session. Raises
         ProblemError, and whoever is raised at hasn't seen all pages."""
@@ -170,7 +185,7 @@ class HostAgent:
                 try:
                     page = await (await self._connected()).renew_leases(session.name, after)
                 except ProblemError as error:
-                    if error.code not in _SESSION_GONE:
+                    if error.code not in SESSION_GONE:
                         raise
                     session = await self._fresh_session()
                     page = await (await self._connected()).renew_leases(session.name, after)
@@ -197,7 +212,7 @@ class HostAgent:
             try:
                 return await ask(await self._connected(), session)
             except ProblemError as error:
-                if error.code not in _SESSION_GONE:
+                if error.code not in SESSION_GONE:
                     raise
             session = await self._fresh_session()
             return await ask(await self._connected(), session)
@@ -346,14 +361,14 @@ class HostAgent:
         try:
             answer = await (await self._connected()).release_many(vms, session.name)
         except ProblemError as error:
-            if error.code not in _SESSION_GONE:
+            if error.code not in SESSION_GONE:
                 raise
             session = await self._fresh_session()
             answer = await (await self._connected()).release_many(vms, session.name)
         if len(answer.items) != len(vms):
             raise AnswerError("service.answer", f"{len(answer.items)} answers for {len(vms)} VMs")
         for number, (vm, item) in enumerate(zip(vms, answer.items, strict=True), start=1):
-            released[vm] = _opened(session, vm, item)
+            released[vm] = opened(session, vm, item)
             if number % limits.OPENED_A_TURN == 0:
                 await asyncio.sleep(0)
 
@@ -408,11 +423,3 @@ def _in_thread(work: Callable[[], _T]) -> asyncio.Future[_T]:
 
     threading.Thread(target=run, name="keypeer-tpm", daemon=True).start()
     return asyncio.wrap_future(done)
-
-
-def _opened(session: Session, vm: str, item: BatchItem) -> VmKey | ProblemError:
-    if item.release is not None:
-        return session.open(item.release, vm)
-    if item.problem is None:
-        raise AnswerError("service.answer", f"neither a release nor a problem for VM {vm}")
-    return ProblemError(item.problem)

@@ -6,11 +6,13 @@ All raise what ``Transport.call`` raises. Pages: pass the last page's ``next`` a
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import aclosing, nullcontext
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
-from keypeer.errors import KeypeerClientError
+import msgspec
+
+from keypeer.errors import AnswerError, KeypeerClientError, ProblemError
 from keypeer.eventstream import listen_on
 from keypeer.transport import Transport
 from keypeer.wire import messages as m
@@ -18,6 +20,7 @@ from keypeer.wire.proposals import Decision
 from keypeer.wire.runtime import RuntimePolicy
 from keypeer.wire.tlog.tiles import Tile
 
+_line = msgspec.json.Decoder(m.BatchLine)
 PAGE_DEFAULT = 100  # items; the service's own default
 _UNAVAILABLE = 503
 
@@ -68,6 +71,25 @@ class AsyncClient(Transport):
         """Up to 10,000 VMs' keys, each decided on its own."""
         body = m.BatchReleaseRequest(session=session, vms=tuple(vms))
         return await self.call("POST", "/v1/releases", m.BatchRelease, body, repeat=True)
+
+    async def release_lines(self, vms: Sequence[str], session: str) -> AsyncGenerator[m.BatchItem, None]:
+        """As ``release_many``, each VM as soon as its release is durable, one named twice once; never tried again.
+        Raises ProblemError for what refused all, or at the end for what refused the rest: VMs without an item may be
+        asked for again. An answer that breaks off raises too."""
+        body = m.BatchReleaseRequest(session=session, vms=tuple(vms))
+        end: m.BatchEnd | None = None
+        async with aclosing(self.lines("/v1/releases", body)) as lines:
+            async for text in lines:
+                line = _batch_line(text)
+                if end is not None or (line.vm is None) == (line.end is None):
+                    raise AnswerError("service.answer", "a line that is neither a VM's nor the end")
+                if line.vm is not None:
+                    yield m.BatchItem(vm=line.vm, release=line.release, problem=line.problem)
+                end = line.end
+        if end is None:
+            raise AnswerError("service.answer", "the lines ended without an end")
+        if end.problem is not None:
+            raise ProblemError(end.problem)
 
     # ── events ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -522,6 +544,13 @@ class AsyncClient(Transport):
         query: dict[str, str | int] = {"limit": limit} | ({"after": after} if after else {})
         query |= {name: value for name, value in (only or {}).items() if value}
         return await self.call("GET", path, answer, query=query, repeat=True)
+
+
+def _batch_line(text: bytes) -> m.BatchLine:
+    try:
+        return _line.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise AnswerError("service.answer", f"a line that is none: {error}") from None
 
 
 async def every(fetch: Callable[[str, int], Awaitable[Page]], page: int = 1000) -> AsyncIterator[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -51,6 +51,15 @@ class Host:
         """See HostAgent.release_many."""
         return self._run(self._agent.release_many(vms))
 
+    def release_each(self, vms: Iterable[str]) -> Iterator[tuple[str, VmKey | ProblemError]]:
+        """See HostAgent.release_each; other threads get their turns meanwhile."""
+        found = self._agent.release_each(vms)
+        try:
+            while (each := self._run(_next(found))) is not None:
+                yield each
+        finally:
+            self._run(found.aclose())
+
     def close(self) -> None:
         """Wipes the session's keys and ends the thread; released VM keys stay. A second call does nothing."""
         if self._loop.is_closed():
@@ -78,3 +87,7 @@ class Host:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+async def _next(found: AsyncGenerator[_T, None]) -> _T | None:
+    return await anext(found, None)

@@ -12,11 +12,13 @@ ATTEMPTS_MAX = 4  # count, for calls that may be repeated
 RETRY_FIRST_S = 0.2  # seconds before the second attempt; doubles
 RETRY_AFTER_MAX_S = 10.0  # seconds; a longer Retry-After is the caller's to wait for
 
-# ── event streams ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── streams ────────────────────────────────────────────────────────────────────────────────────────────────────
 EVENT_BYTES_MAX = 1024 * 1024  # bytes of one event; 300 VMs' names and 16 reasons have some 30 KB
 STREAM_SILENCE_S = 30.0  # seconds without a byte after which a stream is given up; the service sends one every 10
 STREAM_RETRY_S = 0.5  # seconds before a stream is connected again; doubles to STREAM_RETRY_MAX_S
 STREAM_RETRY_MAX_S = 10.0  # seconds
+
+LINE_BYTES_MAX = 256 * 1024  # bytes of one JSON line; a problem with 16 reasons has some 10 KB
 
 # ── the daemon ─────────────────────────────────────────────────────────────────────────────────────────────────
 SECRET_ARENA_BYTES = 64 * 1024  # bytes asked of memfd_secret at a time; room for 1,024 keys

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -97,19 +97,45 @@ class Transport:
     async def stream(self, path: str, last: int | None = None) -> AsyncGenerator[bytes, None]:
         """The bytes of a server-sent event stream as they come, the first of them once it is open. ``last``: the id of
         the last event that was heard. Raises as ``call`` does; ``service.timeout`` after limits.STREAM_SILENCE_S."""
+        headers = {} if last is None else {"Last-Event-ID": str(last)}
+        async with aclosing(self._parts("GET", path, None, "text/event-stream", headers)) as parts:
+            async for part in parts:
+                yield part
+
+    async def lines(self, path: str, body: msgspec.Struct) -> AsyncGenerator[bytes, None]:
+        """The JSON lines that a POST answers, as they come; never tried again. Raises as ``stream`` does, and
+        AnswerError for a line of more than limits.LINE_BYTES_MAX. Whether the last one is the end is for the reader."""
+        rest = bytearray()
+        headers = {"Content-Type": "application/json"}
+        async with aclosing(self._parts("POST", path, _encode(body), "application/jsonl", headers)) as parts:
+            async for part in parts:
+                rest += part
+                *whole, tail = rest.split(b"\n")
+                for line in whole:
+                    yield bytes(line)
+                rest = tail
+                if len(rest) > limits.LINE_BYTES_MAX:
+                    raise AnswerError("service.answer", f"a line of more than {limits.LINE_BYTES_MAX} bytes")
+        if rest:
+            raise AnswerError("service.answer", "a line without its end")
+
+    async def _parts(
+        self, method: str, path: str, data: bytes | None, accept: str, headers: Mapping[str, str]
+    ) -> AsyncGenerator[bytes, None]:
+        """An answer of the kind ``accept`` as it comes, however long that takes, unless nothing does."""
         if self._session is None:
             raise StateError("client.closed", "this client isn't open", "use it inside: async with …")
-        headers = {"Accept": "text/event-stream"} | ({} if last is None else {"Last-Event-ID": str(last)})
+        headers = {"Accept": accept, **headers}
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=limits.CONNECT_S, sock_read=limits.STREAM_SILENCE_S, connect=limits.CALL_S
         )
-        with self._in_words("GET", path):
-            async with self._session.get(
-                self._server + path, headers=headers, timeout=timeout, allow_redirects=False
+        with self._in_words(method, path):
+            async with self._session.request(
+                method, self._server + path, data=data, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
-                if response.content_type != "text/event-stream":
+                if response.content_type != accept:
                     _decode(response.status, response.content_type, await _bounded(response), type(None), 0)
-                    raise AnswerError("service.answer", "no event stream", _NOT_KEYPEER)
+                    raise AnswerError("service.answer", f"the answer isn't {accept}", _NOT_KEYPEER)
                 async for part in response.content.iter_any():
                     yield part
 

@@ -10,7 +10,7 @@ import sys
 
 NAMES = (
     "rewrap", "evidence", "boot_log", "ima", "store_load", "postgres", "releases", "vms_million", "vm_lists",
-    "kek_rotation", "image", "trust", "beside_openbao",
+    "kek_rotation", "image", "trust", "beside_openbao", "restart", "network_hsm", "capacity", "cold_start",
 )  # fmt: skip
 
 

@@ -42,6 +42,7 @@ def test_the_readmes_example_is_one(tmp_path: Path) -> None:
     assert settings.environment == {"SOFTHSM2_CONF": "/etc/keypeer/softhsm2.conf"}
     assert settings.recycle_after == limits.RECYCLE_AFTER_OPERATIONS
     assert not settings.exit_with_parent
+    assert (settings.simulated_delay_ms, settings.simulated_delay_per) == (0, "call")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,6 +174,29 @@ async def test_many_are_released_each_on_its_own(service: Service, agent: HostAg
     refused = released["nowhere"]
     assert isinstance(refused, ProblemError)
     assert refused.code == "vm.unknown"
+
+
+async def test_many_come_one_by_one_while_the_agent_goes_on(service: Service, agent: HostAgent) -> None:
+    vms = [f"each-{next(_numbers)}" for _ in range(40)]
+    for name in vms:
+        create_vm(service, name)
+    await agent.write_geo_tag()
+    found: dict[str, VmKey | ProblemError] = {}
+    async with aclosing(agent.release_each([*vms, "nowhere", vms[0]])) as released:
+        async for vm, outcome in released:
+            found[vm] = outcome
+            if len(found) == 3:
+                await agent.attest()  # takes its turn in the midst
+    assert list(found) == [*vms, "nowhere"]
+    keys = [key for key in found.values() if isinstance(key, VmKey)]
+    assert len({key.check_value() for key in keys}) == 40
+    assert isinstance(found["nowhere"], ProblemError)
+    forget_session(service, agent)
+    async with aclosing(agent.release_each(vms[:2])) as released:
+        again = {vm: outcome async for vm, outcome in released}
+    assert {vm: key.check_value() for vm, key in again.items() if isinstance(key, VmKey)} == {
+        key.vm: key.check_value() for key in keys[:2]
+    }
 
 
 # ── what the agent mends by itself ─────────────────────────────────────────────────────────────────────────────
@@ -401,6 +424,9 @@ async def test_the_plain_face_in_threads(agent: HostAgent, vm: str) -> None:
             (key,) = host.release_many([vm]).values()
             assert isinstance(key, VmKey)
             found.append(key.check_value())
+            ((name, each),) = host.release_each([vm])
+            assert isinstance(each, VmKey)
+            assert (name, each.check_value()) == (vm, key.check_value())
         host.close()
 
     await asyncio.to_thread(work)

@@ -68,6 +68,7 @@ WHEN: Final = {
     (_SUPERVISOR, "worker ended"): "A process of the service ended with exit status `code`; info where that is 0.",
     (_SUPERVISOR, "worker hangs"): "A process gave no sign of life, or didn't answer, for that long; it is killed.",
     (_HSM, "serving"): "It takes connections.",
+    (_HSM, "simulating a network HSM"): "`hsm.simulated_delay_ms` is set: it waits, for planning and tests alone.",
     (_HSM, "token open"): "Logged in, self-test passed. `oaep`, `key_wrap`: the mechanisms that it uses.",
     (_HSM, "not serving"): "The token can't be used; told once for each cause, tried again every second.",
     (_HSM, "operation failed"): "PKCS #11 returned an error; the token is probed, and the operation tried once more.",

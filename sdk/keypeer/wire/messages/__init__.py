@@ -82,7 +82,9 @@ from keypeer.wire.messages.hosts import (
     RevokeHost,
 )
 from keypeer.wire.messages.keys import (
+    BatchEnd,
     BatchItem,
+    BatchLine,
     BatchRelease,
     BatchReleaseRequest,
     CreatedVms,
@@ -171,7 +173,9 @@ __all__ = [
     "AuditView",
     "BaselinePage",
     "BaselineView",
+    "BatchEnd",
     "BatchItem",
+    "BatchLine",
     "BatchRelease",
     "BatchReleaseRequest",
     "BeginMigration",

@@ -234,3 +234,20 @@ class BatchRelease(Answer, frozen=True, kw_only=True):
     """One item a VM asked for, in that order."""
 
     items: tuple[BatchItem, ...]
+
+
+class BatchEnd(Answer, frozen=True, kw_only=True, omit_defaults=True):
+    """The end of a batch in lines, after ``items`` of them. ``problem``: why VMs were left without one; asking for
+    those again does no harm."""
+
+    items: int
+    problem: Problem | None = None
+
+
+class BatchLine(Answer, frozen=True, kw_only=True, omit_defaults=True):
+    """A line of a batch in lines: a VM with its release or the problem, or in the last line ``end``."""
+
+    vm: VmId | None = None
+    release: Release | None = None
+    problem: Problem | None = None
+    end: BatchEnd | None = None
