@@ -9,7 +9,7 @@ import uvloop
 from tests.benchmarks.load import Figures, Target, load
 from tests.benchmarks.report import Row, Spread
 
-Place = tuple[int, Sequence[Target]]  # a port, and who calls there
+Place = tuple[int, Callable[[], Sequence[Target]]]  # a port, and who calls there in the next round
 
 
 def loaded(places: Mapping[str, Place], rounds: int, seconds: float) -> dict[str, list[Figures]]:
@@ -17,7 +17,7 @@ def loaded(places: Mapping[str, Place], rounds: int, seconds: float) -> dict[str
     found: dict[str, list[Figures]] = {name: [] for name in places}
     for _ in range(rounds):
         for name, (port, targets) in places.items():
-            found[name].append(uvloop.run(load(port, targets, seconds)))
+            found[name].append(uvloop.run(load(port, targets(), seconds)))
     return found
 
 

@@ -113,7 +113,8 @@ def _dot(x: float, y: float, colour: str, square: bool, hover: str = "") -> str:
     return f'<circle cx="{x:.1f}" cy="{y}" r="5" fill="{colour}">{title}</circle>'
 
 
-def _text(x: float, y: float, words: str, *, anchor: str = "start", weight: str = "normal", colour: str = "#24292f") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y}" text-anchor="{anchor}" font-weight="{weight}" fill="{colour}">{escape(words)}</text>'
-    )
+def _text(
+    x: float, y: float, words: str, *, anchor: str = "start", weight: str = "normal", colour: str = "#24292f"
+) -> str:
+    style = f'text-anchor="{anchor}" font-weight="{weight}" fill="{colour}"'
+    return f'<text x="{x:.1f}" y="{y}" {style}>{escape(words)}</text>'

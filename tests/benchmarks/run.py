@@ -34,7 +34,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def here(cls) -> Machine:
         """This one."""
-        cpu = [line.partition(":")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = [line.partition(":")[2] for line in lines if line.startswith("model name")]
         return cls(
             cpu=cpu[0].strip() if cpu else platform.processor(),
             cores=os.cpu_count() or 1,
@@ -96,8 +97,12 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 def _commit() -> str:
     """The checkout's; "unknown" without git."""
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True)
+        head, changed = _git("rev-parse", "--short=12", "HEAD"), _git("status", "--porcelain", "-uno")
     except FileNotFoundError:
         return "unknown"
-    return (head.stdout.strip() or "unknown") + ("+" if changed.stdout.strip() else "")
+    return (head or "unknown") + ("+" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()

