@@ -14,7 +14,8 @@ from tests.benchmarks.report import Row, number
 from tests.benchmarks.run import Run
 from tests.benchmarks.table import ALT, chief
 
-WIDTH, LEFT, RIGHT, TOP, LINE, BOTTOM = 960, 470, 30, 62, 24, 34  # pixels
+WIDTH, LEFT, RIGHT, TOP, LINE, BOTTOM = 1120, 570, 30, 66, 24, 52  # pixels
+VALUE = 122  # pixels from the axis to where the names end
 LEAST, MOST = 1 / 100, 1_000  # the axis never goes further; what is beyond is drawn at its end
 PEERS = {  # by the first words of a name; the longest that fits
     "OpenBao": "#d9730d", "OpenBao, audit synced": "#8a4b08", "Barbican": "#a333c8", "Keylime": "#21803a",
@@ -70,7 +71,7 @@ def _kind(name: str) -> tuple[str, str]:
 
 def _legend(rows: Sequence[Row]) -> list[str]:
     kinds = dict(sorted({_kind(name) for row in rows for name in row.beside}))
-    made, x = [_text(12, 22, "How many times as fast as …", weight="bold")], 200.0
+    made, x = [_text(12, 22, "How many times as fast as …", weight="bold")], 218.0
     for name, colour in kinds.items():
         made += [_dot(x, 18, colour, name == LIMIT_NAME), _text(x + 10, 22, name)]
         x += 34 + 6.6 * len(name)
@@ -84,15 +85,17 @@ def _grid(low: int, high: int, rows: int) -> list[str]:
         colour = "#24292f" if power == 0 else "#d8dee4"
         made.append(f'<line x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{bottom}" stroke="{colour}"/>')
         made += [_text(x, place, word, anchor="middle", colour="#57606a") for place in (TOP - 8, bottom + 18)]
+    one = _x(1.0, low, high)
+    made.append(_text(one - 12, bottom + 38, "← keypeer is behind", anchor="end", colour="#57606a"))
+    made.append(_text(one + 12, bottom + 38, "keypeer is ahead →", colour="#57606a"))
     return made
 
 
 def _row(row: Row, y: int, low: int, high: int) -> list[str]:
     unit = "/s" if row.unit == "1/s" else f" {row.unit}"
-    label, value = escape(row.what), escape(f"{number(row.ours.median)}{unit}")
     made = [
-        f'<text x="{LEFT - 14}" y="{y + 4}" text-anchor="end" fill="#24292f">{label} '
-        f'<tspan font-weight="bold">{value}</tspan></text>',
+        _text(LEFT - VALUE, y + 4, row.what, anchor="end"),
+        _text(LEFT - 14, y + 4, f"{number(row.ours.median)}{unit}", anchor="end", weight="bold"),
         f'<line x1="{LEFT}" y1="{y}" x2="{WIDTH - RIGHT}" y2="{y}" stroke="#eaeef2"/>',
     ]
     for name in row.beside:

@@ -38,7 +38,7 @@ def whole(run: Run, plot: str, peers: str) -> str:
     for module in run.modules:
         lines += [f"## {module.name}", "", f"`python -m tests.benchmarks.{module.name}`, {module.seconds:.0f} s here."]
         lines += ["", *table(module.rows, spread=True), ""] if module.rows else [""]
-        lines += [] if module.good else ["It failed, or missed a mark.", ""]
+        lines += [] if module.good else ["It failed: rows may be missing.", ""]
     return "\n".join([*lines, "## Peers", "", peers.rstrip(), ""])
 
 
