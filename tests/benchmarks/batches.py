@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -26,7 +27,7 @@ from kms.records import SESSIONS, Records, decode_vm, vm_key
 from kms.settings import read_home
 from tests.benchmarks.load import Target, load
 from tests.benchmarks.peers import openbao, started
-from tests.benchmarks.releases import ONE_WORKER, attested, batch_of, create_vms
+from tests.benchmarks.releases import ONE_WORKER, always, attested, batch_of, create_vms
 from tests.benchmarks.report import Row, Spread, in_turns, tell
 from tests.benchmarks.rewrap import Limit, together
 from tests.support import hsm
@@ -103,58 +104,54 @@ class Crowded:
     """One host with as many VMs as fit in a batch."""
 
     def __init__(self, service: Service) -> None:
-        self.host = attested(service, "crowded")
-        self.vms = create_vms(service, self.host.name, max(SIZES))
+        self._service = service
+        self._host = attested(service, "crowded")
+        self._vms = create_vms(service, self._host.name, max(SIZES))
 
-    def batch(self, size: int) -> list[Target]:
-        """On evidence of now."""
-        self.host.attest()
-        return [batch_of(self.host, self.vms[:size])]
+    def rate(self, size: int, seconds: float) -> float:
+        """Keys a second in batches of that size."""
+        return keys_a_second(self._service.port, partial(self._batch, size), size, seconds)
+
+    def alone(self, size: int, seconds: float) -> float:
+        """Rewraps a second by the HSM workers alone."""
+        return uvloop.run(rewraps(self._service, self._host, self._vms[:size], seconds))
+
+    def _batch(self, size: int) -> list[Target]:
+        self._host.attest()  # on evidence of now
+        return [batch_of(self._host, self._vms[:size])]
 
 
 def measure(service: Service, one: Service, peers: started.Peers, folder: Path, options: argparse.Namespace) -> None:
     """All rows."""
-    seconds, crowded = options.seconds, Crowded(service)
-    beside: dict[str, Callable[[], float]] = {}
-    for name, bao in peers.openbao.items():
-        for path in ("rewrap", "decrypt"):
-            batch = bao.decrypts(1, openbao.BATCH, path=path)
-            beside[f"{name}, {path} of {openbao.BATCH}"] = lambda bao=bao, batch=batch: keys_a_second(  # type: ignore[misc]
-                bao.port, lambda: batch, openbao.BATCH, seconds
-            )
-    with c_loops(folder / "two", WORKERS) as two, c_loops(folder / "one", 1) as single:
-        for size in SIZES:
-            measures: dict[str, Callable[[], float]] = {
-                "keypeer": lambda size=size: keys_a_second(  # type: ignore[misc]
-                    service.port, lambda: crowded.batch(size), size, seconds
-                )
-            }
-            if size == min(SIZES):  # what a request of OpenBao's has, too
-                found = in_turns({**measures, **beside}, options.rounds)
-                told(f"releases in batches of {size}", found, note=f"OpenBao: {openbao.HELD}" if beside else "")
-                continue
-            measures[loops_name(WORKERS)] = lambda: two("bare", seconds)
-            measures[ALONE] = (
-                lambda size=size: uvloop.run(  # type: ignore[misc]
-                    rewraps(service, crowded.host, crowded.vms[:size], seconds)
-                )
-            )
-            found = in_turns({**measures, **(beside if size == max(SIZES) else {})}, options.rounds)
-            note = f"OpenBao: {openbao.HELD}" if beside and size == max(SIZES) else ""
-            what = f"releases in batches of {size:,}"
-            told(what, found, loops_name(WORKERS), chief=size == max(SIZES), note=note)
-        few = Crowded(one)
-        size = max(SIZES)
-        found = in_turns(
-            {
-                "one": lambda: keys_a_second(one.port, lambda: few.batch(size), size, seconds),
-                "keypeer, two of each": lambda: keys_a_second(service.port, lambda: crowded.batch(size), size, seconds),
-                loops_name(1): lambda: single("bare", seconds),
-                ALONE: lambda: uvloop.run(rewraps(one, few.host, few.vms, seconds)),
-            },
-            options.rounds,
+    seconds, crowded, few = options.seconds, Crowded(service), Crowded(one)
+    most, note = max(SIZES), f"OpenBao: {openbao.HELD}" if peers.openbao else ""
+    beside: dict[str, Callable[[], float]] = {
+        f"{name}, {path} of {openbao.BATCH}": partial(
+            keys_a_second, bao.port, always(bao.decrypts(1, openbao.BATCH, path=path)), openbao.BATCH, seconds
         )
-        told(f"releases in batches of {size:,} by one web and one HSM worker", found, loops_name(1))
+        for name, bao in peers.openbao.items()
+        for path in ("rewrap", "decrypt")
+    }
+    with c_loops(folder / "loops", WORKERS) as loops, c_loops(folder / "loop", 1) as loop:
+        found = in_turns({"keypeer": partial(crowded.rate, min(SIZES), seconds), **beside}, options.rounds)
+        told(f"releases in batches of {min(SIZES)}", found, note=note)
+        for size in SIZES[1:]:
+            measures = {
+                "keypeer": partial(crowded.rate, size, seconds),
+                loops_name(WORKERS): partial(loops, "bare", seconds),
+                ALONE: partial(crowded.alone, size, seconds),
+                **(beside if size == most else {}),
+            }
+            what, words = f"releases in batches of {size:,}", note if size == most else ""
+            told(what, in_turns(measures, options.rounds), loops_name(WORKERS), chief=size == most, note=words)
+        measures = {
+            "one": partial(few.rate, most, seconds),
+            "keypeer, two of each": partial(crowded.rate, most, seconds),
+            loops_name(1): partial(loop, "bare", seconds),
+            ALONE: partial(few.alone, most, seconds),
+        }
+        what = f"releases in batches of {most:,} by one web and one HSM worker"
+        told(what, in_turns(measures, options.rounds), loops_name(1))
 
 
 def main() -> None:

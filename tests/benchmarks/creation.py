@@ -14,8 +14,8 @@ import argparse
 import itertools
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -28,7 +28,7 @@ from kms.settings import read_home
 from tests.benchmarks.load import Target, request
 from tests.benchmarks.loads import Place, loaded, rows
 from tests.benchmarks.peers import started
-from tests.benchmarks.releases import ONE_WORKER, connections, create_vms
+from tests.benchmarks.releases import ONE_WORKER, always, connections, create_vms
 from tests.benchmarks.report import Row, in_turns, tell
 from tests.support.service import Service, put_demo_policy, running_service
 
@@ -75,6 +75,11 @@ async def keys_alone(service: Service, seconds: float) -> float:
         return done / spent
 
 
+def alone(service: Service, seconds: float) -> float:
+    """The same, for a caller that doesn't wait for it."""
+    return uvloop.run(keys_alone(service, seconds))
+
+
 def in_batches(service: Service, seconds: float) -> float:
     """Keys a second of the operator's batch call."""
     start, done = time.perf_counter(), 0
@@ -99,25 +104,22 @@ def main() -> None:
         peers = stack.enter_context(started.running(folder / "peers", options.peers))
         for count in CALLERS:
             names = NAMES_A_CALLER // count
-            places: dict[str, Place] = {
-                "keypeer": (service.port, lambda count=count, names=names: one_a_request(service, count, names))  # type: ignore[misc]
-            }
+            places: dict[str, Place] = {"keypeer": (service.port, partial(one_a_request, service, count, names))}
             for name, bao in peers.openbao.items():
-                places[name] = (
-                    bao.port,
-                    lambda bao=bao, count=count, names=names: transit(bao, count, names),  # type: ignore[misc]
-                )
+                places[name] = bao.port, partial(transit, bao, count, names)
             if count == 1 and (barbican := peers.barbican) is not None:
-                orders = [Target(barbican.context, [barbican.post("orders", barbican.order())])]
-                places[started.BARBICAN] = barbican.port, lambda orders=orders: orders  # type: ignore[misc]
+                orders = Target(barbican.context, [barbican.post("orders", barbican.order())])
+                places[started.BARBICAN] = barbican.port, always([orders])
             found = loaded(places, options.rounds, options.seconds)
             tell(*rows(f"VM keys created, one a request, {connections(count)}", found, chief=count == 1))
         for each, words in ((service, ""), (one, " by one web and one HSM worker")):
-            measures: dict[str, Callable[[], float]] = {
-                "keypeer": lambda each=each: in_batches(each, options.seconds),  # type: ignore[misc]
-                LIMIT: lambda each=each: uvloop.run(keys_alone(each, options.seconds)),  # type: ignore[misc]
-            }
-            found = in_turns(measures, options.rounds)
+            found = in_turns(
+                {
+                    "keypeer": partial(in_batches, each, options.seconds),
+                    LIMIT: partial(alone, each, options.seconds),
+                },
+                options.rounds,
+            )
             ours = found.pop("keypeer")
             tell(
                 Row(

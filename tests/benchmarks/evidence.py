@@ -15,6 +15,8 @@ import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -75,7 +77,7 @@ def verify(row: Iterable[Verification]) -> None:
         key.verify(signature, message, ec.ECDSA(hashes.SHA256()))
 
 
-def rate(step: Callable[[object], None], rows: list[object], seconds: float) -> float:
+def rate(step: Callable[[Any], None], rows: list[Any], seconds: float) -> float:
     """Steps a second over ``rows``, again and again."""
     endless = itertools.cycle(rows)
     done, start = 0, time.perf_counter()
@@ -94,13 +96,10 @@ def main() -> None:
     options = parser.parse_args()
     fleet = Fleet(options.hosts)
     measures: dict[str, Callable[[], float]] = {
-        name: lambda step=step, data=data: rate(step, data, options.seconds)  # type: ignore[misc]  # mypy: defaults
-        for name, (step, data) in {
-            "steady": (check, [*fleet.steady]),
-            "two": (verify, [*fleet.two]),
-            "first": (check, [*fleet.first]),
-            "three": (verify, [*fleet.three]),
-        }.items()
+        "steady": partial(rate, check, [*fleet.steady], options.seconds),
+        "two": partial(rate, verify, [*fleet.two], options.seconds),
+        "first": partial(rate, check, [*fleet.first], options.seconds),
+        "three": partial(rate, verify, [*fleet.three], options.seconds),
     }
     found = in_turns(measures, options.rounds)
     steady, limit = found["steady"], found["two"]

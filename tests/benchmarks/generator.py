@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.benchmarks.load import Target
 from tests.benchmarks.loads import Place, loaded, rows
-from tests.benchmarks.releases import CALLERS, bare, connections
+from tests.benchmarks.releases import CALLERS, always, bare, connections
 from tests.benchmarks.report import Row, Spread, tell
 from tests.support.service import initialised_service
 
@@ -43,8 +43,8 @@ def main() -> None:
         for count in CALLERS:
             targets = [Target(context, [REQUEST])] * count
             places: dict[str, Place] = {
-                "generator": (constant, lambda targets=targets: targets),  # type: ignore[misc]  # mypy: lambda default
-                "aiohttp alone": (aiohttp, lambda targets=targets: targets),  # type: ignore[misc]  # as above
+                "generator": (constant, always(targets)),
+                "aiohttp alone": (aiohttp, always(targets)),
             }
             found = loaded(places, options.rounds, options.seconds)
             cost = Row(

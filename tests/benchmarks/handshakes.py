@@ -15,8 +15,8 @@ import asyncio
 import ssl
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -75,21 +75,15 @@ def main() -> None:
         seconds = options.seconds
 
         def opened(name: str, at_once: int) -> float:
-            return uvloop.run(rate(*places[name], at_once, seconds))
+            each = uvloop.run(rate(*places[name], at_once, seconds))
+            return 1000 / each if at_once == 1 else each
 
         def kept() -> float:
             return 1000 / uvloop.run(load(service.port, [Target(context, [asked])], seconds)).rate
 
-        times: dict[str, Callable[[], float]] = {
-            name: lambda name=name: 1000 / opened(name, 1)  # type: ignore[misc]  # mypy: lambda default
-            for name in places
-        }
-        rates: dict[str, Callable[[], float]] = {
-            name: lambda name=name: opened(name, AT_ONCE)  # type: ignore[misc]  # as above
-            for name in places
-        }
+        times = {name: partial(opened, name, 1) for name in places}
         single = in_turns({**times, KEPT: kept}, options.rounds)
-        many = in_turns(rates, options.rounds)
+        many = in_turns({name: partial(opened, name, AT_ONCE) for name in places}, options.rounds)
     tell(
         Row(
             what="a new connection: full mutual TLS handshake and a request",

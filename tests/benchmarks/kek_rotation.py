@@ -23,6 +23,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -172,10 +173,10 @@ async def under_load(service: Service, options: argparse.Namespace) -> None:
     hosts = [attested(service, f"host-{number}") for number in range(HOSTS)]
     places = [(hosts[number % HOSTS], create_vms(service, f"caller-{number}", 4)) for number in range(CONNECTIONS)]
 
-    def targets() -> list[Target]:
+    def targets(count: int) -> list[Target]:
         for host in hosts:
             host.attest()
-        return [singles_of(host, vms) for host, vms in places]
+        return [singles_of(host, vms) for host, vms in places[:count]]
 
     begin(service)
     while (await asyncio.to_thread(rotation, service)).state != "running":  # noqa: ASYNC110 - it is asked over HTTP
@@ -183,7 +184,7 @@ async def under_load(service: Service, options: argparse.Namespace) -> None:
     watching = asyncio.create_task(watch(service, options.kill))
     for what, count, rate in ((f"{RATE}/s", HOSTS, RATE), (f"{CONNECTIONS} connections", CONNECTIONS, None)):
         load_of = Load(options.rounds, options.seconds, rate)
-        await beside(service, what, lambda count=count: targets()[:count], load_of)  # type: ignore[misc]
+        await beside(service, what, partial(targets, count), load_of)
     view, spent = await watching
     print(f"the rotation ended {view.state}: {view.done:,} moved in {spent:.1f} s, {view.failed} failed", flush=True)
     assert view.state == "complete"

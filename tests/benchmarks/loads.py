@@ -26,16 +26,18 @@ def rows(
     found: Mapping[str, Sequence[Figures]],
     *,
     items: int = 1,
-    least: float | None = None,
+    least: float | str | None = None,
     most_ms: float | None = None,
     note: str = "",
     chief: bool = False,
 ) -> tuple[Row, Row]:
-    """``found`` begins with ours. ``items`` are in each answer; the marks are the least items a second and the most
-    milliseconds of the p99."""
+    """``found`` begins with ours. ``items`` are in each answer; the marks are the least items a second (or whose rate is
+    the least), and the most milliseconds of the p99."""
     rates = _spreads(found, lambda each: each.rate * items)
     p99s = _spreads(found, lambda each: each.p99 * 1000)
     ours, *others = found
+    wanted = rates[least].median if isinstance(least, str) else least
+    words = f"≥ {least}" if isinstance(least, str) else "" if least is None else f"≥ {least:,.0f}/s"
     p50 = Spread.of(each.p50 * 1000 for each in found[ours])
     return (
         Row(
@@ -43,8 +45,8 @@ def rows(
             unit="1/s",
             ours=rates[ours],
             beside={name: rates[name] for name in others},
-            mark="" if least is None else f"≥ {least:,.0f}/s",
-            met=None if least is None else rates[ours].median >= least,
+            mark=words,
+            met=None if wanted is None else rates[ours].median >= wanted,
             note=". ".join(part for part in (f"p50 {p50} ms", note) if part),
             chief=chief,
         ),

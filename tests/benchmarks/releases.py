@@ -7,7 +7,8 @@ it on the same cores. From 1, 32 and 256 connections of ``--hosts`` hosts, each 
 session, policy and lease are checked, its key is rewrapped in an HSM, and lease and audit entry are on the disk before
 the answer. Beside it, in turns: OpenBao's transit decrypts by a token, under one named key held in the server, as it
 comes and with its audit file synced as ours is; Barbican's payload of a secret; and the limit, aiohttp alone, as many
-workers, over the same TLS, answering with constant bytes of that length. Then the same by one web and one HSM worker, from 1 and 32 connections.
+workers, over the same TLS, answering with constant bytes of that length. Then the same by one web and one HSM worker,
+from 1 and 32 connections.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -103,15 +105,17 @@ def bare(service: Service, answer: int, server: str = "bare_server") -> Iterator
             process.wait()
 
 
+def always(targets: list[Target]) -> Callable[[], list[Target]]:
+    """The same in each round."""
+    return lambda: targets
+
+
 def beside_of(peers: started.Peers, count: int) -> dict[str, Place]:
     """The peers' own way to give somebody a key, from so many connections."""
-    found: dict[str, Place] = {}
-    for name, bao in peers.openbao.items():
-        decrypts = bao.decrypts(count)
-        found[name] = bao.port, lambda decrypts=decrypts: decrypts  # type: ignore[misc]  # mypy: lambda default
+    found: dict[str, Place] = {name: (bao.port, always(bao.decrypts(count))) for name, bao in peers.openbao.items()}
     if (barbican := peers.barbican) is not None:
-        payloads = [Target(barbican.context, [barbican.get(each) for each in barbican.secrets(VMS_A_CALLER)])] * count
-        found[started.BARBICAN] = barbican.port, lambda: payloads
+        payloads = [barbican.get(each) for each in barbican.secrets(VMS_A_CALLER)]
+        found[started.BARBICAN] = barbican.port, always([Target(barbican.context, payloads)] * count)
     return found
 
 
@@ -121,26 +125,24 @@ def measure(service: Service, one: Service | None, peers: started.Peers, options
     answer = len(uvloop.run(load(service.port, many.targets(1), 0)).answer)
     with bare(service, answer) as limit:
         for count in CALLERS:
-            targets = many.targets(count)
-            places: dict[str, Place] = {"keypeer": (service.port, lambda count=count: many.targets(count))}  # type: ignore[misc]
+            places: dict[str, Place] = {"keypeer": (service.port, partial(many.targets, count))}
             places |= beside_of(peers, count)
-            places[LIMIT] = limit, lambda targets=targets: targets  # type: ignore[misc]
+            places[LIMIT] = limit, always(many.targets(count))
             found = loaded(places, options.rounds, options.seconds)
-            beaten = [name for name in (started.SYNCED, started.PLAIN) if name in found]
-            least = median(found[beaten[-1]]).rate if beaten and count < max(CALLERS) else None
-            note = f"OpenBao: {openbao.HELD}" if beaten else ""
-            tell(*rows(f"single releases, {connections(count)}", found, least=least, note=note,
-                       most_ms=P99_MARK_MS if count == 32 else None, chief=True))  # fmt: skip
+            least = started.PLAIN if peers.openbao and count < max(CALLERS) else None
+            most_ms = P99_MARK_MS if count == 32 else None
+            note = f"OpenBao: {openbao.HELD}" if peers.openbao else ""
+            what = f"single releases, {connections(count)}"
+            tell(*rows(what, found, least=least, most_ms=most_ms, note=note, chief=True))
     if one is None:
         return
     few = Callers(one, options.hosts)
     with bare(one, answer) as limit:
         for count in ONE_WORKER_CALLERS:
-            targets = few.targets(count)
             places = {
-                "one": (one.port, lambda count=count: few.targets(count)),  # type: ignore[misc]
-                "keypeer, two of each": (service.port, lambda count=count: many.targets(count)),  # type: ignore[misc]
-                LIMIT: (limit, lambda targets=targets: targets),  # type: ignore[misc]
+                "one": (one.port, partial(few.targets, count)),
+                "keypeer, two of each": (service.port, partial(many.targets, count)),
+                LIMIT: (limit, always(few.targets(count))),
             }
             found = loaded(places, options.rounds, options.seconds)
             tell(*rows(f"single releases by one web and one HSM worker, {connections(count)}", found))

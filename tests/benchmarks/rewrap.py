@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from hsm_adapter import protocol as p
@@ -142,12 +143,8 @@ def measure(directory: Path, rounds: int, seconds: float) -> dict[str, Spread]:
     engine = Engine(hsm.MODULE, hsm.LABEL, lambda: read_pin(token.pin), self_test_interval=3600)
     engine.start()
     with hsm.running_worker(token, directory / "worker", recycle_after=10**9, self_test_interval=3600) as worker:
-        measured: dict[str, Callable[[], float]] = {
-            LIMIT + mode: lambda mode=mode: together([limit], mode, seconds)  # type: ignore[misc]  # mypy: lambda default
-            for mode in MODES
-        }
-        for name, take in rows(worker.client(), engine).items():
-            measured[name] = lambda take=take: take(seconds)  # type: ignore[misc]  # as above
+        measured = {LIMIT + mode: partial(together, [limit], mode, seconds) for mode in MODES}
+        measured |= {name: partial(take, seconds) for name, take in rows(worker.client(), engine).items()}
         found = in_turns(measured, rounds)
     limit.close()
     engine.close()

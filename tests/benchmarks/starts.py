@@ -17,8 +17,9 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from tests.benchmarks.peers import openbao, started
@@ -73,11 +74,9 @@ def main() -> None:
         peers = stack.enter_context(started.running(folder / "peers", options.peers))
         bao = peers.openbao.get(started.PLAIN)
         for word, cold in (("cold", True), ("warm", False)):
-            measures: dict[str, Callable[[], float]] = {
-                "keypeer": lambda cold=cold: ours(service, cold=cold)  # type: ignore[misc]  # mypy: lambda default
-            }
+            measures = {"keypeer": partial(ours, service, cold=cold)}
             if bao is not None:
-                measures[started.PLAIN] = lambda cold=cold: theirs(bao, cold=cold)  # type: ignore[misc]  # as above
+                measures[started.PLAIN] = partial(theirs, bao, cold=cold)
             found = in_turns(measures, options.rounds)
             taken = found.pop("keypeer")
             tell(
