@@ -59,7 +59,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(NAMES), help="names, with commas between; default: all")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--quick", action="store_true", help="rounds too short to be quoted: does everything work?")
-    length.add_argument("--long", action="store_true", help="ten million keys: hours")
+    length.add_argument("--long", action="store_true", help="with ten million keys: an hour more")
     parser.add_argument("--json", type=Path, default=DEFAULT, help=f"default: {DEFAULT}")
     parser.add_argument("--readme", type=Path, help="a Markdown file with the markers of tests/benchmarks/table.py")
     parser.add_argument("--compare", type=Path, help="the JSON file of an earlier run")

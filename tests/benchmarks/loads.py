@@ -31,8 +31,8 @@ def rows(
     note: str = "",
     chief: bool = False,
 ) -> tuple[Row, Row]:
-    """``found`` begins with ours. ``items`` are in each answer; the marks are the least items a second (or whose rate is
-    the least), and the most milliseconds of the p99."""
+    """``found`` begins with ours. ``items`` are in each answer; the marks are the least items a second (or whose rate
+    that is), and the most milliseconds of the p99."""
     rates = _spreads(found, lambda each: each.rate * items)
     p99s = _spreads(found, lambda each: each.p99 * 1000)
     ours, *others = found

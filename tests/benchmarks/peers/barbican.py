@@ -1,10 +1,10 @@
-"""Barbican as a peer: its PKCS#11 plugin on SoftHSM, two processes, TLS with client certificates.
+"""Barbican as a peer: its PKCS#11 plugin on SoftHSM, TLS with client certificates.
 
-Barbican and waitress come from PyPI. Barbican speaks no TLS itself, so Debian's stunnel stands before it. There is no
-Keystone here: the caller's project and role are taken from headers, which costs Barbican nothing. Its database is
-SQLite, synced at each commit (its default), in the same process: on PostgreSQL 15 Barbican 23 can't read the secrets
-that it stored. Its audit is Keystone's CADF middleware, into a file that the file system syncs at each write
-(chattr +S), as keypeer's is.
+Barbican and waitress come from PyPI: two processes, of eight threads each. Barbican speaks no TLS itself, so Debian's
+stunnel stands before them. There is no Keystone here: the caller's project and role are taken from headers, which costs
+Barbican nothing. Its database is SQLite, synced at each commit (its default), in the same process: on PostgreSQL 15
+Barbican 23 can't read the secrets that it stored. Its audit is Keystone's CADF middleware, into a file that the file
+system syncs at each write (chattr +S), as keypeer's is.
 """
 
 from __future__ import annotations
