@@ -136,7 +136,7 @@ def measure(service: Service, one: Service, peers: started.Peers, folder: Path, 
         found = in_turns({"keypeer": partial(crowded.rate, min(SIZES), seconds), **beside}, options.rounds)
         told(f"releases in batches of {min(SIZES)}", found, note=note)
         for size in SIZES[1:]:
-            measures = {
+            measures: dict[str, Callable[[], float]] = {
                 "keypeer": partial(crowded.rate, size, seconds),
                 loops_name(WORKERS): partial(loops, "bare", seconds),
                 ALONE: partial(crowded.alone, size, seconds),

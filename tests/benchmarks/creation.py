@@ -28,6 +28,7 @@ from kms.settings import read_home
 from tests.benchmarks.load import Target, request
 from tests.benchmarks.loads import Place, loaded, rows
 from tests.benchmarks.peers import started
+from tests.benchmarks.peers.openbao import OpenBao
 from tests.benchmarks.releases import ONE_WORKER, always, connections, create_vms
 from tests.benchmarks.report import Row, in_turns, tell
 from tests.support.service import Service, put_demo_policy, running_service
@@ -55,7 +56,7 @@ def one_a_request(service: Service, count: int, names: int) -> list[Target]:
     ]
 
 
-def transit(bao: started.openbao.OpenBao, count: int, names: int) -> list[Target]:
+def transit(bao: OpenBao, count: int, names: int) -> list[Target]:
     """The same, of OpenBao."""
     return [
         Target(bao.context, [bao.request(f"transit/keys/one-{next(_NUMBER)}", {}) for _ in range(names)])
@@ -113,20 +114,20 @@ def main() -> None:
             found = loaded(places, options.rounds, options.seconds)
             tell(*rows(f"VM keys created, one a request, {connections(count)}", found, chief=count == 1))
         for each, words in ((service, ""), (one, " by one web and one HSM worker")):
-            found = in_turns(
+            spreads = in_turns(
                 {
                     "keypeer": partial(in_batches, each, options.seconds),
                     LIMIT: partial(alone, each, options.seconds),
                 },
                 options.rounds,
             )
-            ours = found.pop("keypeer")
+            ours = spreads.pop("keypeer")
             tell(
                 Row(
                     what=f"VM keys created in batches of {BATCH:,}{words}",
                     unit="1/s",
                     ours=ours,
-                    beside=found,
+                    beside=spreads,
                     mark="" if words else f"≥ {MARK:,}/s",
                     met=None if words else ours.median >= MARK,
                     chief=not words,

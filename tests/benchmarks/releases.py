@@ -155,9 +155,8 @@ def connections(count: int) -> str:
 
 def median(rounds: list[Figures]) -> Figures:
     """Of each figure by itself."""
-    return Figures(
-        *(statistics.median(getattr(one, name) for one in rounds) for name in ("rate", "p50", "p99")), rounds[0].answer
-    )
+    rate, p50, p99 = (statistics.median(getattr(one, name) for one in rounds) for name in ("rate", "p50", "p99"))
+    return Figures(rate, p50, p99, rounds[0].answer)
 
 
 def main() -> None:

@@ -157,7 +157,11 @@ class Barbican:
         self._run(self._bin / "barbican-manage", "hsm", "gen_hmac", "--label", "hmac")
         self._run(self._bin / "barbican-manage", "db", "upgrade")
         for port in self._ports:
-            serve = [self._bin / "waitress-serve", f"--listen=127.0.0.1:{port}", f"--threads={THREADS}"]
+            serve: list[str | Path] = [
+                self._bin / "waitress-serve",
+                f"--listen=127.0.0.1:{port}",
+                f"--threads={THREADS}",
+            ]
             self._spawn(*serve, "--connection-limit=1000", "application:application")
         front = self._folder / "stunnel.conf"
         front.write_text(

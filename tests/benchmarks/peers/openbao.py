@@ -122,7 +122,7 @@ class OpenBao:
             self.call("POST", f"transit/keys/{KEY}", {})
 
     def _spawn(self, node: Node) -> Node:
-        command = [self._program, "server", f"-config={node.folder / 'config.hcl'}"]
+        command: list[str | Path] = [self._program, "server", f"-config={node.folder / 'config.hcl'}"]
         with (node.folder / "log").open("ab") as log:
             node.process = subprocess.Popen(command, stdout=log, stderr=log)
         return node
