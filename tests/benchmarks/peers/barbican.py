@@ -157,12 +157,8 @@ class Barbican:
         self._run(self._bin / "barbican-manage", "hsm", "gen_hmac", "--label", "hmac")
         self._run(self._bin / "barbican-manage", "db", "upgrade")
         for port in self._ports:
-            serve: list[str | Path] = [
-                self._bin / "waitress-serve",
-                f"--listen=127.0.0.1:{port}",
-                f"--threads={THREADS}",
-            ]
-            self._spawn(*serve, "--connection-limit=1000", "application:application")
+            options = f"--listen=127.0.0.1:{port}", f"--threads={THREADS}", "--connection-limit=1000"
+            self._spawn(self._bin / "waitress-serve", *options, "application:application")
         front = self._folder / "stunnel.conf"
         front.write_text(
             FRONT.format(
