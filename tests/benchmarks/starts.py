@@ -1,11 +1,11 @@
 """How soon the service would release after a start, and what it has in memory when idle, beside OpenBao.
 
-    python -m tests.benchmarks.starts [--rounds 3] [--peers openbao]
+    python -m tests.benchmarks.starts [--rounds 3] [--peers plain]
 
 A start is from the command until /readyz says that a release would succeed (all workers up, PIN given, self-tests
 passed); OpenBao's is from its command until it decrypts, a script giving it its unseal key at once. Warm: the programs'
 files are in the system's cache. Cold: the cache's pages of keypeer's interpreter, libraries and store, and of OpenBao's
-program, are dropped before (posix_fadvise; pages that another process has mapped stay). Memory is proportional (PSS of
+program, are dropped before (posix_fadvise; what another process has mapped stays, as this one's own libraries). Memory is proportional (PSS of
 smaps_rollup): pages that processes share count once.
 """
 
@@ -65,7 +65,7 @@ def memory_mib(pid: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    started.add_option(parser, "openbao")
+    started.add_option(parser, "plain")
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -30,15 +30,16 @@ def add_option(parser: argparse.ArgumentParser, default: str = "openbao,barbican
 
 @contextmanager
 def running(folder: Path, wanted: str) -> Iterator[Peers]:
-    """OpenBao as it comes and with its audit file synced, and Barbican; without those that can't be installed."""
+    """OpenBao as it comes and with its audit file synced (or "plain" alone), and Barbican, as far as ``wanted``; without
+    those that can't be installed."""
     peers = Peers()
     with ExitStack() as stack:
         try:
-            if "openbao" in wanted:
-                program = openbao.installed()
-                for name in (PLAIN, SYNCED):
-                    peers.openbao[name] = stack.enter_context(openbao.running(program, folder / name[-6:]))
-                peers.openbao[SYNCED].durable()
+            for name in (PLAIN, SYNCED) if "openbao" in wanted else (PLAIN,) if "plain" in wanted else ():
+                bao = stack.enter_context(openbao.running(openbao.installed(), folder / name[-6:]))
+                peers.openbao[name] = bao
+                if name == SYNCED:
+                    bao.durable()
             if "barbican" in wanted:
                 peers.barbican = stack.enter_context(barbican.running(folder / "barbican"))
         except (subprocess.CalledProcessError, FileNotFoundError) as error:
