@@ -110,7 +110,7 @@ def test_the_readme_gets_chief_rows_between_its_markers(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
     rows = row("a|b", 200, 100, beside=beside(OpenBao=75), mark="≥ 1/s", met=False, chief=True), row("hidden", 1)
-    table.put(readme, table.part(run(*rows), "plot.svg", "figures.md"))
+    table.put(readme, table.part(run(*rows), "plot.svg", "figures.md", "figures.json"))
     text = readme.read_text()
     assert text.startswith(f"before\n{table.BEGIN}\n")
     assert text.endswith(f"{table.END}\nafter\n")
@@ -135,7 +135,7 @@ def test_the_whole_table_has_every_row_with_its_spread_and_the_peers() -> None:
 
 
 def test_quick_figures_are_not_to_be_quoted() -> None:
-    assert "not to be quoted" in table.part(run(row("a", 1), quick=True), "p", "f")
+    assert "not to be quoted" in table.part(run(row("a", 1), quick=True), "p", "f", "j")
 
 
 # ── plot ──

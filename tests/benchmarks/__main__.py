@@ -96,7 +96,7 @@ def written(run: Run, file: Path, readme: Path | None) -> None:
     whole.write_text(table.whole(run, picture.name, configurations()))
     if readme is not None:
         base = readme.resolve().parent
-        links = (os.path.relpath(each.resolve(), base) for each in (picture, whole))
+        links = (os.path.relpath(each.resolve(), base) for each in (picture, whole, file))
         table.put(readme, table.part(run, *links))
 
 

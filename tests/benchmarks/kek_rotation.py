@@ -5,7 +5,7 @@
 Keys are made by the operator's batch call. The KEK is rotated with nobody else there, in turns with the limits: C loops
 that make the same calls, a process an HSM worker; and the same HSM workers asked for rewraps under the KEK alone, by
 one caller that stores none; and with OpenBao's way, where a client has its ciphertexts rewrapped under the newest key,
-200 a request, and stores them. Then the KEK is rotated once more beside releases, at a fixed rate and from 32
+200 a request, and stores them. Then the KEK is rotated twice more beside releases, at a fixed rate and from 32
 connections, each measured during and without the rotation. With ``--kill N`` the background process is
 killed -9 N times on the way, at random points. At the end every ``--every``-th key is opened and compared with what it
 was before the first rotation, and the old KEKs are destroyed, for which the service looks at every record.
@@ -178,16 +178,17 @@ async def under_load(service: Service, options: argparse.Namespace) -> None:
             host.attest()
         return [singles_of(host, vms) for host, vms in places[:count]]
 
-    begin(service)
-    while (await asyncio.to_thread(rotation, service)).state != "running":  # noqa: ASYNC110 - it is asked over HTTP
-        await asyncio.sleep(0.05)
-    watching = asyncio.create_task(watch(service, options.kill))
     for what, count, rate in ((f"{RATE}/s", HOSTS, RATE), (f"{CONNECTIONS} connections", CONNECTIONS, None)):
-        load_of = Load(options.rounds, options.seconds, rate)
-        await beside(service, what, partial(targets, count), load_of)
-    view, spent = await watching
-    print(f"the rotation ended {view.state}: {view.done:,} moved in {spent:.1f} s, {view.failed} failed", flush=True)
-    assert view.state == "complete"
+        begin(service)
+        while (await asyncio.to_thread(rotation, service)).state != "running":  # noqa: ASYNC110 - it is asked over HTTP
+            await asyncio.sleep(0.05)
+        watching = asyncio.create_task(watch(service, options.kill))
+        await beside(service, what, partial(targets, count), Load(options.rounds, options.seconds, rate))
+        view, spent = await watching
+        print(
+            f"the rotation ended {view.state}: {view.done:,} moved in {spent:.1f} s, {view.failed} failed", flush=True
+        )
+        assert view.state == "complete"
     for host in hosts:
         # Agents attest every 30 s, and so have a session under the newest KEK; these hosts' clocks stand still.
         assert service.caller("officer").post(f"/v1/hosts/{host.name}/revoke", {"why": "done"}).status == 200
@@ -268,7 +269,7 @@ def main() -> None:
         after = uvloop.run(digests(service, options.every))
         assert all(after[key] == digest for key, digest in before.items())
         print(f"{len(before):,} keys opened and compared, none changed")
-        destroyed(service, range(1, options.rounds + 2))
+        destroyed(service, range(1, options.rounds + 3))
 
 
 if __name__ == "__main__":

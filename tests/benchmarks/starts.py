@@ -5,8 +5,8 @@
 A start is from the command until /readyz says that a release would succeed (all workers up, PIN given, self-tests
 passed); OpenBao's is from its command until it decrypts, a script giving it its unseal key at once. Warm: the programs'
 files are in the system's cache. Cold: the cache's pages of keypeer's interpreter, libraries and store, and of OpenBao's
-program, are dropped before (posix_fadvise; what another process has mapped stays, as this one's own libraries). Memory is proportional (PSS of
-smaps_rollup): pages that processes share count once.
+program, are dropped before (posix_fadvise; what another process has mapped stays, as this one's own libraries). Memory
+is proportional (PSS of smaps_rollup): pages that processes share count once.
 """
 
 from __future__ import annotations

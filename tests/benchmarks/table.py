@@ -42,10 +42,10 @@ def whole(run: Run, plot: str, peers: str) -> str:
     return "\n".join([*lines, "## Peers", "", peers.rstrip(), ""])
 
 
-def part(run: Run, plot: str, full: str) -> str:
-    """What the README has between its markers; ``plot`` and ``full`` are links."""
-    return "\n".join([*_head(run), "", *table(chief(run), spread=False), "", f"![{ALT}]({plot})", "",
-                      f"Every row with its spread, and how the peers are configured: [{full}]({full})."])  # fmt: skip
+def part(run: Run, plot: str, full: str, raw: str) -> str:
+    """What the README has between its markers; ``plot``, ``full`` (the whole table) and ``raw`` (JSON) are links."""
+    more = f"Every row with its spread, and how the peers are configured: [{full}]({full}); as JSON: [{raw}]({raw})."
+    return "\n".join([*_head(run), "", *table(chief(run), spread=False), "", f"![{ALT}]({plot})", "", more])
 
 
 ALT = "keypeer beside peers and limits: how many times as fast, row by row"

@@ -30,8 +30,8 @@ def add_option(parser: argparse.ArgumentParser, default: str = "openbao,barbican
 
 @contextmanager
 def running(folder: Path, wanted: str) -> Iterator[Peers]:
-    """OpenBao as it comes and with its audit file synced (or "plain" alone), and Barbican, as far as ``wanted``; without
-    those that can't be installed."""
+    """OpenBao as it comes and with its audit file synced, "plain" only the first, and Barbican, as far as ``wanted``;
+    without those that can't be installed."""
     peers = Peers()
     with ExitStack() as stack:
         try:
