@@ -114,7 +114,7 @@ def test_the_readme_gets_chief_rows_between_its_markers(tmp_path: Path) -> None:
     text = readme.read_text()
     assert text.startswith(f"before\n{table.BEGIN}\n")
     assert text.endswith(f"{table.END}\nafter\n")
-    assert "| a\\|b | 150/s | OpenBao 75.0/s (ratio 2.00) | ≥ 1/s, **missed** |" in text
+    assert "| a\\|b | 150/s | OpenBao 75.0/s (×2.00) | ≥ 1/s, **missed** |" in text
     assert "](plot.svg)" in text
     assert not {"old", "hidden"} & set(text.split())
 

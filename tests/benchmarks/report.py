@@ -59,6 +59,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         """Ours to ``name``'s, as quotient of the medians."""
         return self.ours.median / self.beside[name].median
 
+    def ahead(self, name: str) -> float:
+        """How many times as good as ``name``, whether more is better or less."""
+        return self.ratio(name) if self.better == "more" else 1 / self.ratio(name)
+
     def __str__(self) -> str:
         mark = f"; mark {self.mark}" if self.mark else ""
         mark += "" if self.met is None else " met" if self.met else " MISSED"

@@ -18,7 +18,7 @@ def table(rows: Iterable[Row], *, spread: bool) -> Iterator[str]:
     for row in rows:
         ours, unit = str(row.ours) if spread else number(row.ours.median), _unit(row.unit)
         beside = "; ".join(
-            f"{name} {each if spread else number(each.median)}{unit} (ratio {row.ratio(name):.2f})"
+            f"{name} {each if spread else number(each.median)}{unit} (×{number(row.ahead(name))})"
             for name, each in row.beside.items()
         )
         met = "" if row.met is None else ", met" if row.met else ", **missed**"
@@ -64,7 +64,8 @@ def _head(run: Run) -> list[str]:
     modules = ", ".join(f"{name} {number}" for name, number in run.machine.packages.items())
     lines = [
         f"keypeer {run.version} ({run.commit}), {run.date}, on {run.machine}; {modules}. "
-        "Medians of rounds in turns; service, peers and load generator on the same cores."
+        "Medians of rounds in turns; service, peers and load generator on the same cores. × is how many times as good "
+        "keypeer is."
     ]
     return [*lines, "", "**Quick rounds: not to be quoted.**"] if run.quick else lines
 
