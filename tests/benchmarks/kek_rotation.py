@@ -1,6 +1,6 @@
 """Rotation of the KEK over many VM keys, idle and beside releases, and killed on its way.
 
-    python -m tests.benchmarks.kek_rotation [--keys 200000] [--rounds 3] [--kill 0] [--seconds 3] [--every 1]
+    python -m tests.benchmarks.kek_rotation [--keys 200000] [--rounds 3] [--kill 0] [--seconds 3] [--every 10]
 
 Keys are made by the operator's batch call. The KEK is rotated with nobody else there, in turns with the limits: C loops
 that make the same calls, a process an HSM worker; and the same HSM workers asked for rewraps under the KEK alone, by
@@ -254,7 +254,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kill", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--every", type=int, default=10)
     started.add_option(parser, "openbao")
     options = parser.parse_args()
     with ExitStack() as stack:
