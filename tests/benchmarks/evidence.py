@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -24,6 +25,7 @@ from keypeer.wire.canonical import geo_tag_preimage
 from kms.evidence.appraise import Appraisal, appraise
 from kms.evidence.model import Evidence, Expectations
 from kms.tpm.signature import parse_signature
+from tests.benchmarks.report import Row, in_turns, tell
 from tests.support.evidence_exchange import NOW, Exchange
 from tests.support.simulated_host import SHARED_RSA_KEYS, SimulatedHost
 
@@ -75,7 +77,7 @@ def verify(row: Iterable[Verification]) -> None:
         key.verify(signature, message, ec.ECDSA(hashes.SHA256()))
 
 
-def rate(step: Callable[[object], None], rows: list[object], seconds: float) -> float:
+def rate(step: Callable[[Any], None], rows: list[Any], seconds: float) -> float:
     """Steps a second over ``rows``, again and again."""
     endless = itertools.cycle(rows)
     done, start = 0, time.perf_counter()
@@ -93,28 +95,32 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()
     fleet = Fleet(options.hosts)
-    print(f"{options.hosts} hosts, {options.rounds} rounds of {options.seconds:g} s, medians, one core")
-    rows: dict[str, tuple[Callable[..., None], list[object]]] = {
-        "steady": (check, [*fleet.steady]),
-        "two": (verify, [*fleet.two]),
-        "first": (check, [*fleet.first]),
-        "three": (verify, [*fleet.three]),
+    measures: dict[str, Callable[[], float]] = {
+        "steady": partial(rate, check, [*fleet.steady], options.seconds),
+        "two": partial(rate, verify, [*fleet.two], options.seconds),
+        "first": partial(rate, check, [*fleet.first], options.seconds),
+        "three": partial(rate, verify, [*fleet.three], options.seconds),
     }
-    figures: dict[str, list[float]] = {name: [] for name in rows}
-    for _ in range(options.rounds):
-        for name, (step, data) in rows.items():
-            figures[name].append(rate(step, data, options.seconds))
-    median = {name: statistics.median(values) for name, values in figures.items()}
-    report("steady state: quote, NV_Certify, known tag and binding key", median["steady"], median["two"], 2, TARGET)
-    report("first in a boot: quote, NV_Certify, certification", median["first"], median["three"], 3, None)
-
-
-def report(what: str, figure: float, limit: float, signatures: int, target: float | None) -> None:
-    """One line: figure, limit, ratio."""
-    goal = f", target {target:.2f}" if target else ""
-    print(
-        f"{what}: {figure:,.0f}/s; limit ({signatures} ECDSA P-256 verifications): {limit:,.0f}/s; "
-        f"ratio {figure / limit:.2f}{goal}"
+    found = in_turns(measures, options.rounds)
+    steady, limit = found["steady"], found["two"]
+    tell(
+        Row(
+            what="evidence checks of one core, steady state",
+            unit="1/s",
+            ours=steady,
+            beside={"limit: 2 ECDSA P-256 verifications": limit},
+            mark=f"≥ {TARGET} of the limit",
+            met=steady.median >= TARGET * limit.median,
+            note="quote, NV_Certify, known tag and binding key",
+            chief=True,
+        ),
+        Row(
+            what="evidence checks of one core, first in a boot",
+            unit="1/s",
+            ours=found["first"],
+            beside={"limit: 3 ECDSA P-256 verifications": found["three"]},
+            note="quote, NV_Certify, the binding key's certification",
+        ),
     )
 
 

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.ima [--entries 100000] [--rounds 5] [--peer-python PYTHON]
 
 Ours: parse, every template hash, replay to PCR 10, every entry against a runtime policy that allows them all. The
-limit is hashlib alone: for each entry the template hash, its SHA-256, and the extend. ``--peer-python`` is an
-interpreter that can import ``keylime`` (PyPI, in an environment of its own): its process_measurement_list replays the
-same list with a policy of the same digests, in a process of its own between our rounds. Figures are medians, one core.
+limit is hashlib alone: for each entry the template hash, its SHA-256, and the extend. Keylime's
+process_measurement_list replays the same list with a policy of the same digests, in a process of its own between our
+rounds. ``--peer-python`` is an interpreter that can import it, "" for none; left out, Keylime is installed once.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -28,6 +28,8 @@ from kms.evidence.ima.entry import parse_ascii
 from kms.evidence.ima.policy import CompiledRuntime
 from kms.evidence.ima.replay import check_template_hashes
 from kms.evidence.model import Findings
+from tests.benchmarks.peers.environments import attempt, keylime
+from tests.benchmarks.report import Row, Spread, in_turns, tell
 from tests.support.ima_log import ImaList
 
 TARGET = 300_000  # entries a second
@@ -55,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entries", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peer-python", default="")
+    parser.add_argument("--peer-python")
     options = parser.parse_args()
     log, digests = ImaList().boot_aggregate(PCRS), {}
     for number in range(options.entries - 1):
@@ -65,22 +67,38 @@ def main() -> None:
     text, quoted = log.ascii(), log.pcr("sha256")
     files = {path: tuple(f"sha256:{each}" for each in values) for path, values in digests.items()}
     policy = CompiledRuntime("all", RuntimePolicy(sets={"all": files}))
-    ours, limit, peer = [], [], []
-    for _ in range(options.rounds):
-        ours.append(options.entries / judged(text, policy, quoted))
-        limit.append(options.entries / hashed([line.hashed for line in log.lines]))
-        if options.peer_python:
-            peer += peer_rate(options.peer_python, text, digests, quoted, options.entries)
-    figure, most = statistics.median(ours), statistics.median(limit)
-    print(f"{options.entries:,} entries, {len(text):,} bytes, {options.rounds} rounds, medians, one core")
-    print(f"list to verdict: {figure:,.0f} entries/s, target {TARGET:,}/s")
-    print(f"  limit, its hashes alone: {most:,.0f} entries/s  ratio {figure / most:.2f}")
+    peer = options.peer_python if options.peer_python is not None else attempt(keylime)
+    hashed_lines = [line.hashed for line in log.lines]
+    measures: dict[str, Callable[[], float]] = {
+        "ours": lambda: options.entries / judged(text, policy, quoted),
+        "limit: its hashes alone": lambda: options.entries / hashed(hashed_lines),
+    }
     if peer:
-        theirs = statistics.median(peer)
-        print(f"  Keylime, same list: {theirs:,.0f} entries/s  ratio {figure / theirs:.1f}")
+        measures["Keylime, same list"] = lambda: peer_rate(peer, text, digests, quoted, options.entries)
+    found = in_turns(measures, options.rounds)
+    ours = found.pop("ours")
     state = len(msgspec.msgpack.encode(ImaPosition(options.entries, quoted, False)))
     state += len(msgspec.msgpack.encode(RuntimeState(0, (), ("/usr/bin/qemu-system-x86_64",))))
-    print(f"state kept of the host: {state} bytes, target {STATE_TARGET}")
+    tell(
+        Row(
+            what="IMA list to verdict, one core",
+            unit="entries/s",
+            ours=ours,
+            beside=found,
+            mark=f"≥ {TARGET:,} entries/s",
+            met=ours.median >= TARGET,
+            note=f"{options.entries:,} entries, {len(text):,} bytes",
+            chief=True,
+        ),
+        Row(
+            what="IMA state kept of a host",
+            unit="bytes",
+            ours=Spread.of([state]),
+            better="less",
+            mark=f"≤ {STATE_TARGET} bytes",
+            met=state <= STATE_TARGET,
+        ),
+    )
 
 
 def judged(text: bytes, policy: CompiledRuntime, quoted: bytes) -> float:
@@ -108,8 +126,8 @@ def hashed(entries: list[bytes]) -> float:
     return time.perf_counter() - start
 
 
-def peer_rate(python: str, text: bytes, digests: dict[str, list[str]], quoted: bytes, entries: int) -> list[float]:
-    """The peer's entries a second; empty, with its last words printed, when it can't."""
+def peer_rate(python: str, text: bytes, digests: dict[str, list[str]], quoted: bytes, entries: int) -> float:
+    """The peer's entries a second."""
     with tempfile.TemporaryDirectory() as folder:
         listed, allowed = Path(folder) / "list", Path(folder) / "digests"
         listed.write_bytes(text)
@@ -118,10 +136,8 @@ def peer_rate(python: str, text: bytes, digests: dict[str, list[str]], quoted: b
             [python, "-c", PEER, str(listed), str(allowed), quoted.hex()],
             capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
-    if run.returncode:
-        print(f"peer: can't: {run.stderr.strip().splitlines()[-1:]}")
-        return []
-    return [entries / float(run.stdout.split()[-1])]
+    assert run.returncode == 0, run.stderr
+    return entries / float(run.stdout.split()[-1])
 
 
 def boot_aggregate(text: bytes) -> str:

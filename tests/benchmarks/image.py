@@ -3,10 +3,10 @@
     python -m tests.benchmarks.image [--mib 512] [--rounds 5] [--seconds 1]
 
 `library` is keypeer.image from a file in memory (tmpfs) to /dev/null, reading included; `command` is the whole
-`keypeer image` as a filter, started once a round, whose start costs what the last line tells. Two limits: openssl's own
-loop over the same chunk (the machine's openssl), and the loop of `cryptography` over one chunk that stays in the cache
-(the library's own OpenSSL, often newer). All are CPU seconds, user and system, as openssl counts them too; rounds are
-interleaved, figures are medians. `age` joins where it is installed.
+`keypeer image` as a filter, started once a round, whose start has a row of its own. Two limits: openssl's own loop over
+the same chunk (the machine's openssl), and the loop of `cryptography` over one chunk that stays in the cache (the
+library's own OpenSSL, often newer). All are CPU seconds, user and system, as openssl counts them too; rounds are
+interleaved, figures are medians. `age` (Debian's) is unpacked once where the machine has none.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -29,13 +27,15 @@ from keypeer import limits
 from keypeer.image import decrypt, encrypt
 from keypeer.locked import LockedBytes
 from keypeer.vmkey import VmKey
+from tests.benchmarks.peers.environments import attempt, program
+from tests.benchmarks.report import Row, Spread, in_turns, tell
 
 TARGET = 0.7  # of openssl speed, for the library, both ways
 CHUNK = limits.IMAGE_CHUNK_BYTES
 MIB = 1024 * 1024
 KEYPEER = str(Path(sys.executable).with_name("keypeer"))
 NAMED = ("--vm", "web-1", "--key-version", "1")
-OPENSSL, PYCA, START = "limit: openssl speed", "limit: cryptography", "start"
+OPENSSL, PYCA, AGE, START = "limit: openssl speed", "limit: cryptography", "age", "start"
 
 
 class Files:
@@ -109,64 +109,78 @@ def pyca(seconds: float) -> float:
 
 
 def with_age(files: Files, folder: Path) -> dict[str, Callable[[], float]]:
-    """age's own rows, where there is one: X25519 recipient, ChaCha20-Poly1305 in chunks of 64 KiB."""
-    age = shutil.which("age")
-    if age is None:
+    """age's, where it can be had: X25519 recipient, ChaCha20-Poly1305 in chunks of 64 KiB."""
+    age = attempt(lambda: str(program("age", "age")[0]))
+    if not age:
         return {}
+    keygen = f"{age}-keygen"
     identity, sealed = folder / "identity", folder / "sealed"
-    subprocess.run(["age-keygen", "-o", identity], stderr=subprocess.DEVNULL, check=True)
-    shown = subprocess.run(["age-keygen", "-y", identity], capture_output=True, text=True, check=True)
+    subprocess.run([keygen, "-o", identity], stderr=subprocess.DEVNULL, check=True)
+    shown = subprocess.run([keygen, "-y", identity], capture_output=True, text=True, check=True)
     recipient = shown.stdout.strip()
     subprocess.run([age, "-r", recipient, "-o", sealed, files.plain], check=True)
     return {
-        "age, encrypt": lambda: files.size / files.command(age, "-r", recipient, source=files.plain),
-        "age, decrypt": lambda: files.size / files.command(age, "-d", "-i", str(identity), source=sealed),
+        f"{AGE}, encrypt": lambda: files.size / files.command(age, "-r", recipient, source=files.plain) / 1e9,
+        f"{AGE}, decrypt": lambda: files.size / files.command(age, "-d", "-i", str(identity), source=sealed) / 1e9,
     }
 
 
-def measure(folder: Path, size: int, rounds: int, seconds: float) -> tuple[dict[str, float], int]:
-    """Medians by row, in bytes a second (the start: in seconds), and the command's peak memory in bytes."""
+def measure(folder: Path, size: int, rounds: int, seconds: float) -> tuple[dict[str, Spread], int]:
+    """By row, in GB/s (the start: in seconds), and the command's peak memory in bytes."""
     files = Files(folder, size)
     encrypting = (KEYPEER, "image", "encrypt", "--key-file", str(files.key), *NAMED)
     decrypting = (KEYPEER, "image", "decrypt", "--key-file", str(files.key))
-    measured: dict[str, Callable[[], float]] = {
-        OPENSSL: lambda: openssl(seconds),
-        PYCA: lambda: pyca(seconds),
-        "library, encrypt": lambda: size / files.library_encrypt(),
-        "library, decrypt": lambda: size / files.library_decrypt(),
-        "command, encrypt": lambda: size / files.command(*encrypting, source=files.plain),
-        "command, decrypt": lambda: size / files.command(*decrypting, source=files.image),
-        **with_age(files, folder),
-        START: lambda: files.command(*encrypting),
-    }
-    figures: dict[str, list[float]] = {name: [] for name in measured}
-    for _ in range(rounds):
-        for name, take in measured.items():
-            figures[name].append(take())
+    found = in_turns(
+        {
+            OPENSSL: lambda: openssl(seconds) / 1e9,
+            PYCA: lambda: pyca(seconds) / 1e9,
+            "library, encrypt": lambda: size / files.library_encrypt() / 1e9,
+            "library, decrypt": lambda: size / files.library_decrypt() / 1e9,
+            "command, encrypt": lambda: size / files.command(*encrypting, source=files.plain) / 1e9,
+            "command, decrypt": lambda: size / files.command(*decrypting, source=files.image) / 1e9,
+            **with_age(files, folder),
+            START: lambda: files.command(*encrypting),
+        },
+        rounds,
+    )
     peak = max(files.peak(*encrypting, source=files.plain), files.peak(*decrypting, source=files.image))
-    return {name: statistics.median(values) for name, values in figures.items()}, peak
+    return found, peak
 
 
-def main() -> int:
-    """Print the table; exit status 1 when a target is missed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.image", description="Memory images, GB/s.")
+def told(found: Mapping[str, Spread], peak: int, size: int) -> tuple[Row, ...]:
+    """The rows of ``measure``."""
+    made = []
+    for what in ("library", "command"):
+        for way in ("encrypt", "decrypt"):
+            ours, marked = found[f"{what}, {way}"], what == "library"
+            names = [name for name in (OPENSSL, PYCA, f"{AGE}, {way}") if name in found]
+            made.append(
+                Row(
+                    what=f"memory images, {what}, {way}, one core",
+                    unit="GB/s",
+                    ours=ours,
+                    beside={name: found[name] for name in names},
+                    mark=f"≥ {TARGET} of openssl" if marked else "",
+                    met=ours.median >= TARGET * found[OPENSSL].median if marked else None,
+                    note=f"{size // MIB} MiB in chunks of {CHUNK // 1024} KiB, GB per CPU second",
+                    chief=marked,
+                )
+            )
+    start = Row(what="start of `keypeer image`", unit="s CPU", ours=found[START], better="less")
+    memory = Row(what="peak memory of `keypeer image`", unit="MiB", ours=Spread.of([peak / MIB]), better="less")
+    return (*made, start, memory)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  # files of random names there
     with tempfile.TemporaryDirectory(prefix="keypeer-bench-", dir=memory) as folder:
-        figures, peak = measure(Path(folder), options.mib * MIB, options.rounds, options.seconds)
-    print(f"{options.mib} MiB in chunks of {CHUNK // 1024} KiB, medians of {options.rounds} rounds, GB per CPU second")
-    start = figures.pop(START)
-    print(f"{'':24}{'GB/s':>8}{'of openssl':>14}{'of cryptography':>18}")
-    for name, figure in figures.items():
-        print(f"{name:24}{figure / 1e9:>8.2f}{figure / figures[OPENSSL]:>14.2f}{figure / figures[PYCA]:>18.2f}")
-    print(f"start of the command: {start:.2f} s; its peak memory: {peak / MIB:.0f} MiB")
-    ratio = min(figures["library, encrypt"], figures["library, decrypt"]) / figures[OPENSSL]
-    print(f"images: {ratio:.2f} of openssl speed, target {TARGET}: {'met' if ratio >= TARGET else 'MISSED'}")
-    return 0 if ratio >= TARGET else 1
+        tell(*told(*measure(Path(folder), options.mib * MIB, options.rounds, options.seconds), options.mib * MIB))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

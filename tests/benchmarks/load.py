@@ -20,12 +20,14 @@ _LAST_CHUNK = b"\r\n0\r\n\r\n"  # RFC 9112 §7.1; answers without a length are c
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One run: answers a second, seconds to an answer, and one answer's body."""
+    """One run: answers a second, seconds to an answer, one answer's body, and seconds of CPU time that this process
+    spent on each."""
 
     rate: float
     p50: float
     p99: float
     answer: bytes
+    cost: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.rate:>8,.0f}/s  p50 {self.p50 * 1000:>7.2f} ms  p99 {self.p99 * 1000:>7.2f} ms"
@@ -115,10 +117,11 @@ async def load(port: int, targets: Sequence[Target], seconds: float, rate: float
             "127.0.0.1", port, ssl=target.context, server_hostname="localhost",
         )  # fmt: skip
         clients.append(client)
-    start = time.perf_counter()
+    start, begun = time.perf_counter(), time.process_time()
     for number, client in enumerate(clients):
         client.start(interval * number / len(clients))
     await asyncio.gather(*(client.done for client in clients))
-    spent = time.perf_counter() - start
+    spent, cost = time.perf_counter() - start, time.process_time() - begun
     times = sorted(one for client in clients for one in client.times)
-    return Figures(len(times) / spent, statistics.median(times), times[int(len(times) * 0.99)], clients[0].answer)
+    p50, p99 = statistics.median(times), times[int(len(times) * 0.99)]
+    return Figures(len(times) / spent, p50, p99, clients[0].answer, cost / len(times))

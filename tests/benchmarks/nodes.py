@@ -18,9 +18,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.benchmarks.beside_openbao import decrypts, installed
 from tests.benchmarks.load import Figures, Target, load
-from tests.benchmarks.peers.openbao import running
+from tests.benchmarks.peers.openbao import installed, running
 from tests.benchmarks.releases import VMS_A_CALLER, attested, create_vms, median, singles_of
 from tests.support.nodes import second_node
 from tests.support.postgres import cluster
@@ -90,7 +89,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, cluster("nodes") as three:
         folder = Path(name)
-        program = options.bao or installed(folder / "openbao")
+        program = options.bao or installed()
         first = initialised_service(folder / "a", store=three.url())
         second = second_node(first, folder / "b")
         first.start()
@@ -98,7 +97,7 @@ def main() -> None:
         try:
             with running_service(folder / "lmdb") as lmdb, running(program, folder / "bao", nodes=3) as bao:
                 bao.durable()
-                shared, decrypted = releases(first, "pg"), decrypts(bao, max(CALLERS))
+                shared, decrypted = releases(first, "pg"), bao.decrypts(max(CALLERS))
                 measure(
                     {
                         "LMDB, one node": ((lmdb.port,), releases(lmdb, "lmdb")),

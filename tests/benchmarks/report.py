@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -32,13 +32,18 @@ class Spread(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         if self.low == self.high:
-            return _number(self.median)
-        return f"{_number(self.median)} ({_number(self.low)} to {_number(self.high)})"
+            return number(self.median)
+        return f"{number(self.median)} ({number(self.low)} to {number(self.high)})"
+
+    def __mul__(self, factor: float) -> Spread:
+        """In another unit; ``factor`` isn't negative."""
+        return Spread(self.median * factor, self.low * factor, self.high * factor)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the table. ``unit`` is "1/s", "ms", "s", "bytes", "MiB", "GB/s" …; ``beside`` has peers and limits by
-    name, each measured in turns with ours; ``met`` is None where there is no mark."""
+    name, each measured in turns with ours; ``met`` is None where there is no mark; ``chief`` rows are in the README.
+    The module and ``what`` together name a row in every run, so ``what`` has nothing in it that was measured."""
 
     what: str
     unit: str
@@ -48,10 +53,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     mark: str = ""
     met: bool | None = None
     note: str = ""
+    chief: bool = False
 
     def ratio(self, name: str) -> float:
         """Ours to ``name``'s, as quotient of the medians."""
         return self.ours.median / self.beside[name].median
+
+    def ahead(self, name: str) -> float:
+        """How many times as good as ``name``, whether more is better or less."""
+        return self.ratio(name) if self.better == "more" else 1 / self.ratio(name)
 
     def __str__(self) -> str:
         mark = f"; mark {self.mark}" if self.mark else ""
@@ -70,7 +80,17 @@ def tell(*rows: Row) -> None:
             file.writelines(msgspec.json.encode(row) + b"\n" for row in rows)
 
 
-def _number(value: float) -> str:
+def in_turns(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Spread]:
+    """Each measure once a round, so that a busy neighbour slows all alike."""
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(rounds):
+        for name, take in measures.items():
+            found[name].append(take())
+    return {name: Spread.of(each) for name, each in found.items()}
+
+
+def number(value: float) -> str:
+    """As many digits as such a figure is good for."""
     for least, digits in ((100, 0), (10, 1), (0.1, 2)):
         if abs(value) >= least:
             return f"{value:,.{digits}f}"

@@ -18,17 +18,17 @@ import argparse
 import asyncio
 import os
 import random
-import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import lmdb
 
 from kms.store.lmdb import LmdbStore
 from kms.store.port import Commit
+from tests.benchmarks.report import Row, Spread, tell
 
 MAP_BYTES = 16 * 2**30
 RECORD_BYTES = 200  # a VM key's record: envelope, seal, state
@@ -38,8 +38,8 @@ ROUNDS = 5
 BYTES_A_KEY = 600  # the mark
 
 
-def row(what: str, ours: float, limit: float, unit: str) -> None:
-    print(f"{what:<34} {ours:>12,.0f} {limit:>12,.0f} {unit:<8} {ours / limit:>6.2f}")
+def row(what: str, ours: Sequence[float], limit: str, theirs: Sequence[float], *, chief: bool = False) -> Row:
+    return Row(what=what, unit="1/s", ours=Spread.of(ours), beside={limit: Spread.of(theirs)}, chief=chief)
 
 
 def key_of(source: random.Random) -> bytes:
@@ -99,9 +99,10 @@ async def commits(folder: Path, seconds: float) -> None:
         for callers, rates in figures.items():
             rates.append(await commit_rate(store, callers, seconds / ROUNDS))
     await store.close()
-    row("commits, 1 caller / raw lmdb", statistics.median(figures[1]), statistics.median(raw), "1/s")
+    tell(row("durable commits, 1 caller", figures[1], "limit: raw lmdb", raw))
     for callers, rates in figures.items():
-        row(f"commits, {callers} callers / bare fsyncs", statistics.median(rates), statistics.median(bare), "1/s")
+        what = f"durable commits, {callers} caller{'s' if callers > 1 else ''}, beside one fdatasync each"
+        tell(row(what, rates, "one fdatasync each", bare, chief=callers == 32))
 
 
 def records(keys: int) -> Iterator[tuple[bytes, bytes]]:
@@ -122,9 +123,23 @@ async def load(folder: Path, keys: int) -> None:
     await store.bulk_load(records(keys))
     took = time.perf_counter() - start
     size = (folder / "load" / "data.mdb").stat().st_blocks * 512
-    print(f"{'load':<34} {keys:>12,} records in {took:.1f} s, {keys / took:,.0f}/s")
-    row("bytes a key / mark", size / keys, BYTES_A_KEY, "bytes")
-    print(f"{'memory of the process, added':<34} {(own_memory() - before) / 2**20:>12,.0f} MiB")
+    tell(
+        Row(what="bulk load of records", unit="1/s", ours=Spread.of([keys / took]), note=f"{keys:,} records"),
+        Row(
+            what="bytes a record of 200 bytes",
+            unit="bytes",
+            ours=Spread.of([size / keys]),
+            better="less",
+            mark=f"≤ {BYTES_A_KEY}",
+            met=size / keys <= BYTES_A_KEY,
+        ),
+        Row(
+            what="memory that a bulk load adds",
+            unit="MiB",
+            ours=Spread.of([max(0, own_memory() - before) / 2**20]),
+            better="less",
+        ),
+    )
     await reads(store, folder, keys)
     await store.close()
 
@@ -145,11 +160,10 @@ async def reads(store: LmdbStore, folder: Path, keys: int) -> None:
         many.append(len(some) / (time.perf_counter() - start))
     await store.close()
     raw, raw_many = raw_reads(folder, some)
-    row("point reads / raw lmdb", statistics.median(ours), raw, "1/s")
-    row("reads by 1,000 / raw lmdb", statistics.median(many), raw_many, "1/s")
+    tell(row("point reads", ours, "limit: raw lmdb", raw), row("reads by 1,000", many, "limit: raw lmdb", raw_many))
 
 
-def raw_reads(folder: Path, keys: list[bytes]) -> tuple[float, float]:
+def raw_reads(folder: Path, keys: list[bytes]) -> tuple[list[float], list[float]]:
     """One read a transaction, and a thousand."""
     environment = lmdb.open(str(folder / "load"), map_size=MAP_BYTES, max_dbs=8, max_spare_txns=2)
     table = environment.open_db(b"records")
@@ -167,7 +181,7 @@ def raw_reads(folder: Path, keys: list[bytes]) -> tuple[float, float]:
                     txn.get(key, db=table)
         many.append(len(keys) / (time.perf_counter() - start))
     environment.close()
-    return statistics.median(one), statistics.median(many)
+    return one, many
 
 
 def main() -> None:
@@ -177,7 +191,6 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: a temporary one")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        print(f"{'':<34} {'ours':>12} {'limit':>12} {'':<8} {'ratio':>6}")
         asyncio.run(commits(Path(name), arguments.seconds))
         asyncio.run(load(Path(name), arguments.keys))
 

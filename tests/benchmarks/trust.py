@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ssl
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from keypeer.agent import HostAgent
 from keypeer.wire import messages as m
 from keypeer.wire.profile import BOOT_PCRS
 from tests.benchmarks.releases import create_vms
+from tests.benchmarks.report import Row, Spread, tell
 from tests.support.agents import Agent, enrolled_agent
 from tests.support.service import Host, Service, create_vm, good_host, put_baseline, put_demo_policy, running_service
 from tests.support.swtpm import running_swtpm
@@ -90,15 +90,32 @@ async def measure_revocation(service: Service, agent: Agent, options: argparse.N
         while host.name not in streams.heard:  # noqa: ASYNC110 - the time is taken where it is heard
             await asyncio.sleep(0.001)
         took.append(streams.heard[host.name] - asked)
-    print(f"revocation to a stream's event, {streams.open:,} streams: p50 {statistics.median(took) * 1000:.0f} ms, "
-          f"max {max(took) * 1000:.0f} ms")  # fmt: skip
+    tell(
+        Row(
+            what="revocation of a host to its stream's event",
+            unit="ms",
+            ours=Spread.of(took) * 1000,
+            better="less",
+            note=f"{streams.open:,} streams",
+        )
+    )
     asked = time.time()
     await asyncio.to_thread(revoke, service, agent.host)
     ((at, _, _, _),) = await asyncio.to_thread(agent.hooks_told, 1)
     seconds = float(at) - asked
     inside = agent.wait(lambda status: bool(status.dropped)).dropped[0].ms
-    print(f"revocation to key dropped and hook running, a real agent beside them: {seconds * 1000:.0f} ms "
-          f"(in the agent {inside:.1f} ms); mark {DROPPED_MARK_S:.0f} s", flush=True)  # fmt: skip
+    tell(
+        Row(
+            what="revocation of a host to key dropped and hook running, a real agent",
+            unit="ms",
+            ours=Spread.of([seconds * 1000]),
+            better="less",
+            mark=f"≤ {DROPPED_MARK_S * 1000:,.0f} ms",
+            met=seconds <= DROPPED_MARK_S,
+            note=f"{streams.open:,} other streams; in the agent {inside:.1f} ms",
+            chief=True,
+        )
+    )
     await streams.close()
 
 
@@ -129,7 +146,18 @@ def measure_renewal(service: Service, options: argparse.Namespace) -> None:
                 break
         assert renewed == options.leases
         took.append(time.perf_counter() - started)
-    print(f"{options.leases:,} leases renewed: median {statistics.median(took):.2f} s; mark {RENEWED_MARK_S:.0f} s")
+    ours = Spread.of(took)
+    tell(
+        Row(
+            what=f"{options.leases:,} leases renewed",
+            unit="s",
+            ours=ours,
+            better="less",
+            mark=f"≤ {RENEWED_MARK_S:.0f} s",
+            met=ours.median <= RENEWED_MARK_S,
+            chief=True,
+        )
+    )
 
 
 async def measure_exchange(agent: HostAgent, vm: str, rounds: int) -> None:
@@ -154,11 +182,19 @@ async def measure_exchange(agent: HostAgent, vm: str, rounds: int) -> None:
         (await agent.release(vm)).close()
         total.append(time.perf_counter() - started)
         at_tpm.append(spent)
-    ours, tpm = statistics.median(total), statistics.median(at_tpm)
-    added = ours - tpm
-    print(f"attest + release: {ours * 1000:.1f} ms, of them {tpm * 1000:.1f} ms at the (software) TPM, ratio "
-          f"{ours / tpm:.2f}; {added * 1000:.1f} ms added: within {RATIO_MARK} where the TPM takes "
-          f"{added / (RATIO_MARK - 1) * 1000:.0f} ms and more")  # fmt: skip
+    ours, tpm = Spread.of(total) * 1000, Spread.of(at_tpm) * 1000
+    added = ours.median - tpm.median
+    least = added / (RATIO_MARK - 1)
+    tell(
+        Row(
+            what="attestation and release by a host agent",
+            unit="ms",
+            ours=ours,
+            beside={"limit: its time at a software TPM": tpm},
+            better="less",
+            note=f"{added:.1f} ms added: within {RATIO_MARK} where the TPM takes {least:.0f} ms and more",
+        )
+    )
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Pages of VM lists over a million keys: whole, by prefix, and by each kind of filter.
+"""Pages of VM lists over many keys: whole, by prefix, and by each kind of filter.
 
-    python -m tests.benchmarks.vm_lists [--keys 1000000] [--limit 100]
+    python -m tests.benchmarks.vm_lists [--keys 200000] [--limit 100]
 
 Keys are made through the service. Half belong to one of 100 tenants, every tenth carries one of two labels, every
 thousandth a rare one; some are suspended. Then pages from all over the names are asked for over HTTPS, one caller after
@@ -17,7 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.vms_million import BATCH, file_bytes, names
+from tests.benchmarks.creation import BATCH
+from tests.benchmarks.report import Row, Spread, tell
+from tests.benchmarks.vms_million import file_bytes, in_words, names, row
 from tests.support.service import Service, put_demo_policy, running_service
 
 MARK_MS = 20  # milliseconds a page
@@ -75,7 +77,7 @@ def measure(service: Service, query: str, starts: list[str], limit: int) -> tupl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keys", type=int, default=1_000_000)
+    parser.add_argument("--keys", type=int, default=200_000)
     parser.add_argument("--limit", type=int, default=100)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, running_service(Path(folder) / "service") as service:
@@ -83,17 +85,23 @@ def main() -> None:
         begin, empty = time.perf_counter(), file_bytes(service)
         made = create(service, options.keys)
         spent = time.perf_counter() - begin
-        print(f"{options.keys:,} keys, half of them with index records, made in {spent:.0f} s")
-        print(f"store: {(file_bytes(service) - empty) / options.keys:,.0f} bytes a key")
+        size, words = (file_bytes(service) - empty) / options.keys, in_words(options.keys)
+        tell(
+            Row(
+                what=f"{words} VM keys made, half of them with index records",
+                unit="1/s",
+                ours=Spread.of([options.keys / spent]),
+            ),
+            row(f"store, of {words} VM keys, half with index records: bytes a key", "bytes", [size]),
+        )
         starts = ["", *random.Random(1).sample(made, PAGES)]  # noqa: S311  # places of a benchmark
         for words, query in FILTERS.items():
             times, items = measure(service, query, starts, options.limit)
             p99 = statistics.quantiles(times, n=100)[98]
-            print(
-                f"{words:<28} p50 {statistics.median(times):6.1f} ms  p99 {p99:6.1f} ms  {items:6.1f} items a page"
-                f"  mark {MARK_MS} ms",
-                flush=True,
-            )
+            note = f"p50 {statistics.median(times):.1f} ms, {items:.1f} items a page"
+            of = in_words(options.keys)
+            what = f"a page of {options.limit} VMs out of {of}, {words}: p99"
+            tell(row(what, "ms", [p99], MARK_MS, note=note, chief=not query))
 
 
 if __name__ == "__main__":
