@@ -18,6 +18,7 @@ CREDENTIAL_SECRET_BYTES = 32  # bytes; TPM2B_DIGEST of the SHA-256 EK (TPM 2.0 P
 SESSION_ID_BYTES = 16  # bytes; random, 128 bits
 SESSION_LIFE_S = 300  # seconds; ten attestation intervals of 30 s
 RELEASE_ATTEMPTS_MAX = 5  # count; compare-and-set retries when another worker moved a record in between
+RELEASE_PLANNED_TOGETHER = 256  # VMs of a batch that are decided before the HSM gets them; half of a full frame
 RELEASE_SLICE_FIRST = 16  # VMs of a batch in lines that are decided first, so that one can start; some 5 ms
 RELEASE_SLICE = 128  # VMs decided and committed together; other callers wait for some 10 ms of HSM and event loop
 RELEASE_SLICES_AHEAD = 2  # slices worked on while another's lines are sent: one in the HSM, one on its way to the disk

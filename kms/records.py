@@ -13,7 +13,6 @@ import hmac
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -195,8 +194,7 @@ def decode_vm(item: Item) -> KeyRecord:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded(Generic[T]):
+class Loaded(NamedTuple, Generic[T]):
     """A record and the version that a later compare-and-set names."""
 
     key: bytes

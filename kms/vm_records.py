@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kms.custody.port import Amend, Custody, KeyRecord, OperationError
 from kms.domain import KeyAttributes, KeyState, pack_attributes
@@ -29,8 +30,7 @@ from kms.views import key_attributes
 DUE_PREFIX = b"due/"
 
 
-@dataclass(frozen=True, slots=True)
-class StoredVm:
+class StoredVm(NamedTuple):
     """One version of a VM's key as read."""
 
     item: Item

@@ -63,17 +63,49 @@ _T = TypeVar("_T")
 
 
 class _Job:
-    """One operation waiting for its result."""
+    """One operation on its way; its result goes to the batch that it was asked in."""
 
-    __slots__ = ("attempts", "deadline", "future", "home", "operation")
+    __slots__ = ("attempts", "batch", "deadline", "index", "operation")
 
-    def __init__(self, operation: Operation, future: asyncio.Future[Result], deadline: float) -> None:
+    def __init__(self, operation: Operation, deadline: float) -> None:
         self.operation = operation
-        self.future = future
         self.deadline = deadline
         self.attempts = 0
-        # Which worker has the session's keys open already, if any; ids are random.
-        self.home = operation.session.session[0] if isinstance(operation, Rewrap) else 0
+        self.batch: _Batch
+        self.index: int
+
+    @property
+    def home(self) -> int:
+        """Which worker has the session's keys open already, if any; ids are random."""
+        return self.operation.session.session[0] if isinstance(self.operation, Rewrap) else 0
+
+    def settle(self, result: Result) -> None:
+        """The worker answered."""
+        batch = self.batch
+        batch.results[self.index] = result
+        batch.left -= 1
+        if not batch.left and not batch.future.done():
+            batch.future.set_result(None)
+
+    def fail(self, error: KeypeerError) -> None:
+        """No worker did; the whole batch hears it."""
+        future = self.batch.future
+        if not future.done():
+            future.set_exception(error)
+            future.exception()  # a caller that gave up leaves no warning behind
+
+
+class _Batch:
+    """Operations whose caller waits for all of them: one future, however many there are."""
+
+    __slots__ = ("future", "left", "results")
+
+    def __init__(self, jobs: Sequence[_Job]) -> None:
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.left = len(jobs)
+        self.results: list[Result | None] = [None] * len(jobs)
+        for index, job in enumerate(jobs):
+            job.batch, job.index = self, index
 
 
 class _Connection(asyncio.Protocol):
@@ -143,14 +175,13 @@ class _Connection(asyncio.Protocol):
         if not all(isinstance(job.operation, Ping | Background) for job in jobs):
             self._each = min((now - self._head_since) / len(jobs), 1.5 * self._each)
         self._head_since = now
+        self._ours += len(jobs)
         for job, result in zip(jobs, reply.results, strict=True):
-            if isinstance(result, Pong):
+            if type(result) is Pong:
+                self._ours -= 1
                 self.health = WorkerHealth(self.name, result.healthy, result.reason)
                 self._listen(result.operations)
-            else:
-                self._ours += 1
-            if not job.future.done():
-                job.future.set_result(result)
+            job.settle(result)
 
     def silence(self, now: float) -> float:
         """Seconds for which the oldest frame has been worked on, once that is much longer than frames took lately. A
@@ -303,39 +334,37 @@ class HsmClient:
         return _expect(result, wanted)
 
     async def _plural(self, operations: Sequence[Operation], wanted: type[_T]) -> list[_T | OperationError]:
-        results = await self._submit(operations)
-        return [result if isinstance(result, OperationError) else _expect(result, wanted) for result in results]
+        results, fine = await self._submit(operations), (wanted, OperationError)
+        return [result if isinstance(result, fine) else _expect(result, wanted) for result in results]
 
     async def _submit(self, operations: Sequence[Operation]) -> list[Result]:
         if len(self._queue) + len(operations) > limits.HSM_QUEUE_MAX:
             raise Unavailable(
                 "hsm.busy", f"{len(self._queue)} HSM operations are waiting", hint="try again in a second"
             )
-        loop = asyncio.get_running_loop()
         deadline = time.monotonic() + limits.HSM_QUEUE_DEADLINE_S
-        jobs = [_Job(operation, loop.create_future(), deadline) for operation in operations]
-        self._queue.extend(jobs)
-        self.pump()
-        results = []
+        jobs = [_Job(operation, deadline) for operation in operations]
         try:
-            for job in jobs:
-                result = await job.future
-                results.append(await self._elsewhere(job, result))
+            results = await self._run(jobs)
+            while again := [at for at, result in enumerate(results) if _elsewhere(jobs[at], result)]:
+                for at in again:
+                    jobs[at].attempts += 1
+                for at, result in zip(again, await self._run([jobs[at] for at in again]), strict=True):
+                    results[at] = result
         except asyncio.CancelledError:  # nobody waits for what wasn't sent yet
             given_up = set(map(id, jobs))
             self._queue = deque(job for job in self._queue if id(job) not in given_up)
             raise
         return results
 
-    async def _elsewhere(self, job: _Job, result: Result) -> Result:
-        """Runs an operation again that failed for the worker's sake, not its own."""
-        while isinstance(result, OperationError) and result.retryable and job.attempts < limits.HSM_ATTEMPTS_MAX:
-            job.attempts += 1
-            job.future = asyncio.get_running_loop().create_future()
-            self._queue.append(job)
-            self.pump()
-            result = await job.future
-        return result
+    async def _run(self, jobs: Sequence[_Job]) -> list[Result]:
+        if not jobs:
+            return []
+        batch = _Batch(jobs)
+        self._queue.extend(jobs)
+        self.pump()
+        await batch.future
+        return cast("list[Result]", batch.results)  # each is there, or the future had raised
 
     def pump(self) -> None:
         """Gives what waits to the workers that are free, the least busy first, in equal shares."""
@@ -372,8 +401,9 @@ class HsmClient:
         return connection.worth(limits.HSM_FRAME_S, limits.HSM_FRAME_OPERATIONS_MAX)
 
     def _job(self, operation: Ping | Background) -> _Job:
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        return _Job(operation, future, time.monotonic() + limits.HSM_OPERATION_DEADLINE_S)
+        job = _Job(operation, time.monotonic() + limits.HSM_OPERATION_DEADLINE_S)
+        _Batch([job])
+        return job
 
     def requeue(self, jobs: list[_Job]) -> None:
         """Operations of a worker that was lost: first in the queue again, unless they were tried enough."""
@@ -389,11 +419,7 @@ class HsmClient:
 
     def _fail(self, jobs: Sequence[_Job], why: str) -> None:
         for job in jobs:
-            if not job.future.done():
-                job.future.set_exception(
-                    Unavailable("hsm.unavailable", f"no HSM worker answered: {why}", hint="keypeer doctor tells why")
-                )
-                job.future.exception()  # a caller that gave up leaves no warning behind
+            job.fail(Unavailable("hsm.unavailable", f"no HSM worker answered: {why}", hint="keypeer doctor tells why"))
 
     async def _keep(self, path: Path) -> None:
         loop = asyncio.get_running_loop()
@@ -426,6 +452,11 @@ class HsmClient:
             if late:
                 self._queue = deque(job for job in self._queue if job.deadline >= now)
                 self._fail(late, "none is running and healthy")
+
+
+def _elsewhere(job: _Job, result: Result) -> bool:
+    """Whether to run an operation again that failed for the worker's sake, not its own."""
+    return type(result) is OperationError and result.retryable and job.attempts < limits.HSM_ATTEMPTS_MAX
 
 
 def _expect(result: Result, wanted: type[_T]) -> _T:

@@ -10,8 +10,10 @@ and leases are still those that were read, so a revocation or an officer's act t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
@@ -38,19 +40,27 @@ _encode = msgspec.msgpack.Encoder().encode
 _CURRENT: Mapping[str, int] = {}
 
 Outcome = Release | KeypeerError
+_Rewrapped = list[Released | OperationError]
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
+class _Plan(NamedTuple):
     """A release that is allowed, before the HSM did its part. ``checks``: that key and lease are still those read."""
 
     vm: str
     checks: tuple[Check, ...]
     record: KeyRecord
-    policy: Policy
+    grace: int
     lease: Lease
     marks: tuple[tuple[bytes, bytes], ...]
     stale: tuple[bytes, ...]
+
+
+class _Verdict(NamedTuple):
+    """What a policy says of the session's appraisal, and when a lease that it grants now ends."""
+
+    policy: Loaded[Policy]
+    reasons: tuple[Reason, ...]
+    lease_end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +68,14 @@ class _Snapshot:
     """Everything one decision stands on, with the checks that it still holds at the commit."""
 
     session: AttestationSession
-    vms: dict[str, StoredVm | KeypeerError | None]  # as read, what is no record as its refusal
-    olds: dict[str, StoredVm | KeypeerError | None]  # of VMs whose current version isn't meant
-    leases: dict[str, Loaded[Lease] | None]
+    vms: Mapping[str, Item | None]  # keys' records as read, by VM
+    leases: Mapping[str, Item | None]
+    olds: Mapping[str, Item | None]  # the versions that were named
+    versions: Mapping[str, int]  # their numbers
     launched: Mapping[str, bytes]
     as_of: int  # the last of the host's events; each one that ends leases ends the session too, or changes them
     ended_all: int  # the last of them that ended all
+    now: int
     checks: tuple[Check, ...]
 
 
@@ -93,25 +105,79 @@ async def _once(
     ctx: Context, caller: Caller, wanted: bytes, vms: tuple[str, ...], versions: Mapping[str, int]
 ) -> dict[str, Outcome] | None:
     snapshot = await _read(ctx, caller, wanted, vms, versions)
-    policies = await _policies(ctx, snapshot)
-    now = ctx.now()
+    verdicts: dict[str, _Verdict | None] = {}
     outcomes: dict[str, Outcome] = {}
-    plans: list[_Plan] = []
-    verdicts: dict[str, tuple[Reason, ...]] = {}
-    for vm in vms:
-        planned = _plan(snapshot, policies, verdicts, vm, now)
-        if isinstance(planned, _Plan):
-            plans.append(planned)
-        else:
-            outcomes[vm] = planned
-    granted = await _rewrap(ctx, snapshot.session, plans, outcomes)
+    granted = await _carry_out(ctx, snapshot, verdicts, vms, outcomes)
     entries = [_entry(ctx, caller, snapshot, vm, outcomes[vm]) for vm in vms]
-    checks = [*snapshot.checks, *(loaded.check for loaded in policies.values() if loaded is not None)]
+    checks = [*snapshot.checks, *(verdict.policy.check for verdict in verdicts.values() if verdict is not None)]
     checks += [check for plan in granted for check in plan.checks]
     puts = [(LEASES.key(plan.vm), _encode(plan.lease)) for plan in granted]
     puts += [mark for plan in granted for mark in plan.marks]
     deletes = [key for plan in granted for key in plan.stale]
     return outcomes if await ctx.try_commit(checks=checks, puts=puts, deletes=deletes, entries=entries) else None
+
+
+async def _carry_out(
+    ctx: Context,
+    snapshot: _Snapshot,
+    verdicts: dict[str, _Verdict | None],
+    vms: tuple[str, ...],
+    outcomes: dict[str, Outcome],
+) -> list[_Plan]:
+    """Decides of each VM and has the HSM rewrap what is allowed: while it is at work on some of a large batch, the next
+    ones are decided. Fills ``verdicts`` and ``outcomes``; returns the plans that the HSM carried out."""
+    asked: list[tuple[list[_Plan], Awaitable[_Rewrapped]]] = []
+    sealed = _session_record.decode(snapshot.session.custody)
+    try:
+        for start in range(0, len(vms), limits.RELEASE_PLANNED_TOGETHER):
+            plans = await _planned(
+                ctx, snapshot, verdicts, vms[start : start + limits.RELEASE_PLANNED_TOGETHER], outcomes
+            )
+            if plans and len(vms) <= limits.RELEASE_PLANNED_TOGETHER:
+                asked.append((plans, _rewrap(ctx, sealed, plans)))
+            elif plans:
+                asked.append((plans, asyncio.create_task(_rewrap(ctx, sealed, plans))))
+                await asyncio.sleep(0)  # off it goes; and others have their turn
+        return [
+            plan
+            for plans, answer in asked
+            for plan, result in zip(plans, await answer, strict=True)
+            if _carried_out(plan, result, outcomes)
+        ]
+    finally:
+        for _, answer in asked:
+            if isinstance(answer, asyncio.Task):
+                answer.cancel()  # of no use any more when another one failed; otherwise it is done
+
+
+async def _planned(
+    ctx: Context,
+    snapshot: _Snapshot,
+    verdicts: dict[str, _Verdict | None],
+    vms: Sequence[str],
+    outcomes: dict[str, Outcome],
+) -> list[_Plan]:
+    """The plans of some VMs; in ``outcomes`` what is refused of them."""
+    keys = [_opened(snapshot.vms[vm]) for vm in vms]
+    for name in {key.attributes.policy for key in keys if isinstance(key, StoredVm)} - verdicts.keys():
+        verdicts[name] = await _verdict(ctx, snapshot, name)
+    leases = await ctx.records.open(LEASES, [snapshot.leases[vm] for vm in vms])
+    plans = []
+    for vm, key, lease in zip(vms, keys, leases, strict=True):
+        planned = _plan(snapshot, verdicts, vm, key, lease)
+        if isinstance(planned, _Plan):
+            plans.append(planned)
+        else:
+            outcomes[vm] = planned
+    return plans
+
+
+async def _verdict(ctx: Context, snapshot: _Snapshot, name: str) -> _Verdict | None:
+    policy = await load_policy(ctx.records, name)
+    if policy is None:
+        return None
+    appraisal, now = snapshot.session.appraisal, snapshot.now
+    return _Verdict(policy, decide(policy.value, appraisal, now), lease_end(policy.value, appraisal.geo, now))
 
 
 async def _read(
@@ -127,22 +193,22 @@ async def _read(
     (host,) = await ctx.records.open(HOSTS, items[1:2])
     (launches,) = await ctx.records.open(LAUNCHES, items[2:3])
     (head,) = await ctx.records.open(EVENT_HEADS, items[3:4])
-    items = items[4:]
-    error = session_refusal(host.value if host else None, session.value if session else None, caller, wanted, ctx.now())
+    items, now = items[4:], ctx.now()
+    error = session_refusal(host.value if host else None, session.value if session else None, caller, wanted, now)
     if error is not None or session is None or host is None:
         refusal = error or unknown_host(name)
         raise await ctx.refuse(caller, _ACTION, refusal, host=name, vm=vms[0] if len(vms) == 1 else "")
-    keys_of = dict(zip(vms, map(_opened, items[: len(vms)]), strict=True))
-    leases = await ctx.records.open(LEASES, items[len(vms) : 2 * len(vms)])
-    olds = dict(zip(versions, map(_opened, items[2 * len(vms) :]), strict=True))
+    count = len(vms)
     return _Snapshot(
         session=session.value,
-        vms=keys_of,
-        olds={vm: old for vm, old in olds.items() if not _is_current(keys_of[vm], versions[vm])},
-        leases=dict(zip(vms, leases, strict=True)),
+        vms=dict(zip(vms, items[:count], strict=True)),
+        leases=dict(zip(vms, items[count : 2 * count], strict=True)),
+        olds=dict(zip(versions, items[2 * count :], strict=True)),
+        versions=versions,
         launched=launched_configs(launches.value if launches else None, session.value),
         as_of=head.value.last if head else 0,
         ended_all=head.value.ended_all if head else 0,
+        now=now,
         checks=(session.check, host.check),
     )
 
@@ -154,42 +220,33 @@ def _opened(item: Item | None) -> StoredVm | KeypeerError | None:
         return error
 
 
-def _is_current(key: StoredVm | KeypeerError | None, version: int) -> bool:
-    return isinstance(key, StoredVm) and key.record.key_version == version
-
-
-async def _policies(ctx: Context, snapshot: _Snapshot) -> dict[str, Loaded[Policy] | None]:
-    names = {key.attributes.policy for key in snapshot.vms.values() if isinstance(key, StoredVm)}
-    return {name: await load_policy(ctx.records, name) for name in sorted(names)}
-
-
 def _plan(
     snapshot: _Snapshot,
-    policies: dict[str, Loaded[Policy] | None],
-    verdicts: dict[str, tuple[Reason, ...]],
+    verdicts: Mapping[str, _Verdict | None],
     vm: str,
-    now: int,
+    key: StoredVm | KeypeerError | None,
+    loaded: Loaded[Lease] | None,
 ) -> _Plan | KeypeerError:
-    key, session = snapshot.vms[vm], snapshot.session
+    session, now = snapshot.session, snapshot.now
     if key is None:
         return unknown_vm(vm)
     if isinstance(key, KeypeerError):
         return key
-    asked = snapshot.olds.get(vm, key)
+    asked: StoredVm | KeypeerError | None = key
+    if vm in snapshot.versions and snapshot.versions[vm] != key.record.key_version:
+        asked = _opened(snapshot.olds[vm])
     if asked is None or isinstance(asked, KeypeerError):
         return asked or _unknown_version(vm, key.record.key_version)
     name = key.attributes.policy
-    policy = policies[name]
-    if policy is None:
+    verdict = verdicts[name]
+    if verdict is None:
         return Refused("policy.unknown", f"VM {vm}'s policy {name} is gone", hint="an officer puts it back")
-    if name not in verdicts:
-        verdicts[name] = decide(policy.value, session.appraisal, now)
-    loaded = snapshot.leases[vm]
+    policy = verdict.policy.value
     lease = loaded.value if loaded else None
     reasons = (
         *_refuse_state(key, asked, session.host, lease, now),
-        *verdicts[name],
-        *decide_config(policy.value, vm, session.host, snapshot.launched, key.attributes.config),
+        *verdict.reasons,
+        *decide_config(policy, vm, session.host, snapshot.launched, key.attributes.config),
         *refuse_lease(lease, session.host, vm, now),
     )
     if reasons:
@@ -199,19 +256,18 @@ def _plan(
             hint=reasons[0].mend,
             reasons=reasons,
         )
-    expires_at = lease_end(policy.value, session.appraisal.geo, now)
     granted = grant_lease(
         lease,
         host=session.host,
         session=session.session,
         version=asked.record.key_version,
-        expires_at=min(expires_at, asked.attributes.readable_until or expires_at),
-        grace=policy.value.grace,
+        expires_at=min(verdict.lease_end, asked.attributes.readable_until or verdict.lease_end),
+        grace=policy.grace,
         as_of=snapshot.as_of,
     )
     checks = (key.check, loaded.check if loaded else Check(LEASES.key(vm), 0))
     index = held(session.host, vm, lease if is_held(lease, session.host, snapshot.ended_all, now) else None, lease)
-    return _Plan(vm, checks if asked is key else (*checks, asked.check), asked.record, policy.value, granted, *index)
+    return _Plan(vm, checks if asked is key else (*checks, asked.check), asked.record, policy.grace, granted, *index)
 
 
 def _refuse_state(key: StoredVm, asked: StoredVm, host: str, lease: Lease | None, now: int) -> tuple[Reason, ...]:
@@ -229,24 +285,17 @@ def _unknown_version(vm: str, current: int) -> NotFound:
     )
 
 
-async def _rewrap(
-    ctx: Context, session: AttestationSession, plans: list[_Plan], outcomes: dict[str, Outcome]
-) -> list[_Plan]:
-    """Fills ``outcomes`` with what the HSM answered; returns the plans that it carried out."""
-    if not plans:
-        return []
-    sealed = _session_record.decode(session.custody)
-    results = await ctx.custody.rewrap(
-        [Rewrap(plan.record, sealed, plan.lease.generation, plan.lease.expires_at, plan.policy.grace) for plan in plans]
+async def _rewrap(ctx: Context, sealed: SessionRecord, plans: Sequence[_Plan]) -> _Rewrapped:
+    return await ctx.custody.rewrap(
+        [Rewrap(plan.record, sealed, plan.lease.generation, plan.lease.expires_at, plan.grace) for plan in plans]
     )
-    granted = []
-    for plan, result in zip(plans, results, strict=True):
-        if isinstance(result, OperationError):
-            outcomes[plan.vm] = _failed(plan.vm, result)
-        else:
-            outcomes[plan.vm] = _release(plan, result)
-            granted.append(plan)
-    return granted
+
+
+def _carried_out(plan: _Plan, result: Released | OperationError, outcomes: dict[str, Outcome]) -> bool:
+    """Whether the HSM did it; what came of it is in ``outcomes``."""
+    done = isinstance(result, Released)
+    outcomes[plan.vm] = _release(plan, result) if isinstance(result, Released) else _failed(plan.vm, result)
+    return done
 
 
 def _failed(vm: str, error: OperationError) -> Unavailable:
@@ -260,7 +309,7 @@ def _release(plan: _Plan, released: Released) -> Release:
         size=32 if plan.record.size == 32 else 64,
         generation=plan.lease.generation,
         lease_expires_at=plan.lease.expires_at,
-        grace=plan.policy.grace,
+        grace=plan.grace,
         wrapped_key=b64encode(released.wrapped),
         mac=b64encode(released.mac),
         as_of=plan.lease.as_of,

@@ -86,7 +86,7 @@ def number(key: bytes) -> int:
 
 def item(key: bytes, row: bytes | None) -> Item | None:
     """The record in a row of ``records``."""
-    return None if row is None else Item(key, row[VERSION_BYTES:], number(row))
+    return None if row is None else Item(key, row[VERSION_BYTES:], int.from_bytes(row[:VERSION_BYTES], "big"))
 
 
 class Tables:
@@ -206,7 +206,7 @@ class Tables:
 
     def _version(self, txn: lmdb.Transaction[bytes], key: bytes) -> int:
         row = txn.get(key, db=self.records)
-        return 0 if row is None else number(row)
+        return 0 if row is None else int.from_bytes(row[:VERSION_BYTES], "big")
 
     def _value(self, txn: lmdb.Transaction[bytes], key: bytes) -> bytes | None:
         row = txn.get(key, db=self.records)

@@ -88,8 +88,7 @@ class Change(NamedTuple):
     deleted: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """That ``key`` still has ``version``; 0: that it is absent."""
 
     key: bytes

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 
 FIELD_BYTES_MAX = 0xFFFF  # bytes; a field's length is a u16
+_TO_URL = bytes.maketrans(b"+/", b"-_")
 _TO_STANDARD = bytes.maketrans(b"-_+/=", b"+/!!!")  # "!" is in neither alphabet
 _LAST = ("", "", "AQgw", "AEIMQUYcgkosw048")  # by the characters over: last ones that leave no stray bits
 
@@ -21,7 +21,7 @@ class WireError(ValueError):
 
 def b64encode(data: bytes) -> str:
     """``data`` as base64url without padding."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+    return binascii.b2a_base64(data, newline=False).translate(_TO_URL).rstrip(b"=").decode("ascii")
 
 
 def b64decode(text: str, where: str = "value") -> bytes:
