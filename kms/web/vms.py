@@ -160,6 +160,8 @@ def _officers(what: str, summary: str, call: Handler, request: type) -> Route:
 
 
 ROUTES = (
+    # The first: aiohttp tries paths that begin alike in the order in which they came.
+    Route("POST", f"{_VM}/key/release", "Release a VM key", HOST, _release, ReleaseRequest, Release, rate="releases"),
     Route("POST", "/v1/vms", "Make a VM key", OPERATOR, _create, CreateVm, VmView, HTTPStatus.CREATED),
     Route(
         "POST",
@@ -198,7 +200,6 @@ ROUTES = (
     ),
     Route("GET", "/v1/vm-rotations", "List such rotations", STAFF, _rotations, answer=VmRotationPage, query=PAGE_QUERY),
     Route("GET", "/v1/vm-rotations/{name}", "How far one is", STAFF, _rotation, answer=VmRotationView),
-    Route("POST", f"{_VM}/key/release", "Release a VM key", HOST, _release, ReleaseRequest, Release, rate="releases"),
     Route(
         "POST",
         "/v1/releases",
