@@ -86,14 +86,14 @@ def main() -> None:
         many = in_turns({name: partial(opened, name, AT_ONCE) for name in places}, options.rounds)
     tell(
         Row(
-            what="a new connection: full mutual TLS handshake and a request",
+            what="a full mutual TLS handshake and a request",
             unit="ms",
             ours=single.pop("keypeer"),
             beside=single,
             better="less",
         ),
         Row(
-            what=f"new connections, full mutual TLS handshake and a request, {AT_ONCE} at a time",
+            what=f"full mutual TLS handshakes, each with a request, {AT_ONCE} at once",
             unit="1/s",
             ours=many.pop("keypeer"),
             beside=many,
