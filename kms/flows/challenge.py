@@ -26,8 +26,8 @@ async def challenge(ctx: Context, caller: Caller, request: ChallengeRequest) -> 
 
 
 async def _positions(ctx: Context, host: str) -> LogPositions:
-    evidence, launches = await ctx.records.load(EVIDENCE, host), await ctx.records.load(LAUNCHES, host)
-    session = await ctx.records.load(SESSIONS, host)
+    wanted = [(kind, host) for kind in (EVIDENCE, LAUNCHES, SESSIONS)]
+    evidence, launches, session = await ctx.records.load_many(wanted)
     return log_positions(
         evidence.value if evidence else None,
         session.value if session else None,

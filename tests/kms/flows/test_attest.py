@@ -120,6 +120,14 @@ async def test_steady_state_is_three_reads_one_hsm_call_and_one_commit(
     assert answer.session.expires_at >= first.session.expires_at
 
 
+async def test_a_challenge_reads_host_nonces_and_positions(fleet: Fleet) -> None:
+    await fleet.first()
+    fleet.store.reads.clear()
+    asked = await fleet.challenge()
+    assert fleet.store.reads == ["get", "get", "get_many", "scan"]
+    assert asked.logs == wire.LogPositions(reset_count=fleet.host.tpm.reset_count)
+
+
 async def test_what_a_steady_host_sends_is_what_a_simulated_one_would(fleet: Fleet) -> None:
     asked = (await fleet.first()).next_challenge
     ours = _decode(steady(fleet, asked).body(asked.nonce.encode()))
