@@ -12,11 +12,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support.nodes import DEADLINE_S, Judgement, Load, at, killed, second_node
-from tests.support.postgres import Cluster, cluster
+from tests.support.postgres import Cluster, PostgresServer, cluster
 from tests.support.service import Host, Service, create_vm, good_host, initialised_service, put_demo_policy
 
 KINDS = ("primary killed", "primary frozen", "primary and a node killed")
@@ -83,6 +84,9 @@ class Contest(threading.Thread):
 class FailOvers:
     """The servers and the nodes, for as many rounds as wanted."""
 
+    kinds = KINDS
+    patience_s: float = DEADLINE_S  # until the nodes are at work on the next primary
+
     def __init__(self, folder: Path, three: Cluster) -> None:
         self._three = three
         first = initialised_service(folder / "a", store=three.url())
@@ -99,7 +103,7 @@ class FailOvers:
 
     def round(self, number: int) -> Round:
         """Breaks, waits until both nodes are at work on the next primary, judges, and mends."""
-        kind, vm = KINDS[number % len(KINDS)], f"contested-{number}"
+        kind, vm = self.kinds[number % len(self.kinds)], f"contested-{number}"
         first, second = self._nodes
         create_vm(first, vm)
         for host, node in zip(self._hosts, self._nodes, strict=True):
@@ -112,12 +116,9 @@ class FailOvers:
             rivals = [Contest(host, node, vm) for host, node in zip(self._hosts, self._nodes, strict=True)]
             if "node" in kind:
                 killed(second)
-            if "frozen" in kind:
-                old.signal(signal.SIGSTOP)
-            else:
-                old.kill()
+            self.strike(old, kind)
             self._three.fail_over()
-            load.more(BETWEEN, *alive)
+            load.more(BETWEEN, *alive, within=self.patience_s)
         finally:
             load.stop()
         begun = time.monotonic()
@@ -132,6 +133,13 @@ class FailOvers:
         rejoined = time.monotonic() - begun
         return Round(kind, load.judged(first.audit()), self._wrong_owner(first, vm, rivals), rejoined)
 
+    def strike(self, old: PostgresServer, kind: str) -> None:
+        """What ``kind`` says, to the primary."""
+        if "frozen" in kind:
+            old.signal(signal.SIGSTOP)
+        else:
+            old.kill()
+
     def _wrong_owner(self, node: Service, vm: str, rivals: list[Contest]) -> int:
         """Exactly one rival has the key, the other was told so, and the log says the same."""
         entries = [entry for entry in node.audit() if entry.get("vm") == vm and entry["action"] == "key.release"]
@@ -140,11 +148,18 @@ class FailOvers:
         return abs(len(owners) - 1) + (told != ["lease.held", "released"])
 
 
-def fail_overs(folder: Path, count: int, told: Callable[[Round], None]) -> Totals:
+def fail_overs(
+    folder: Path,
+    count: int,
+    told: Callable[[Round], None],
+    *,
+    made: Callable[[str], AbstractContextManager[Cluster]] = cluster,
+    kind: type[FailOvers] = FailOvers,
+) -> Totals:
     """``count`` rounds on parts of their own; ``told`` after each."""
     totals = Totals()
-    with cluster("rounds") as three:
-        running = FailOvers(folder, three)
+    with made("rounds") as three:
+        running = kind(folder, three)
         try:
             for number in range(count):
                 totals.add(running.round(number))
