@@ -1,7 +1,9 @@
 """Three PostgreSQL servers under Patroni, with etcd, all on loopback: Patroni decides which one is the primary.
 
 Debian's packages ``patroni`` and ``etcd-server``; nothing is installed from here. One etcd stands in for three. A
-machine is a Patroni and the PostgreSQL server that it started.
+machine is a Patroni and the PostgreSQL server that it started. Patroni 3.0.2 (Debian 12) is given version 2 of etcd's
+API: by version 3 it was seen to say "Synchronous replication key updated by someone else" for ever after a fail-over,
+and then names no standby that could take over; nothing is lost by that, but the next death would have to wait.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ def settings(name: str, folder: Path, port: int, api: int, etcd: int) -> dict[st
         "scope": folder.parent.name,
         "name": name,
         "restapi": {"listen": f"127.0.0.1:{api}", "connect_address": f"127.0.0.1:{api}"},
-        "etcd3": {"hosts": f"127.0.0.1:{etcd}"},
+        "etcd": {"hosts": f"127.0.0.1:{etcd}"},  # version 2 of its API, see the module's head
         "bootstrap": {"dcs": shared, "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, {"auth": "trust"}]},
         "postgresql": {
             "listen": f"127.0.0.1:{port}",
@@ -182,7 +184,14 @@ class PatroniCluster(Cluster):
         with (self.folder / "etcd.log").open("ab") as log:
             process = subprocess.Popen(
                 [
-                    *("etcd", "--data-dir", str(self.folder / "etcd"), "--initial-cluster", f"default={there}"),
+                    *(
+                        "etcd",
+                        "--enable-v2",
+                        "--data-dir",
+                        str(self.folder / "etcd"),
+                        "--initial-cluster",
+                        f"default={there}",
+                    ),
                     *("--listen-client-urls", here, "--advertise-client-urls", here),
                     *("--listen-peer-urls", there, "--initial-advertise-peer-urls", there),
                 ],
