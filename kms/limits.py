@@ -193,6 +193,8 @@ SITE_LEASE_S = 90  # seconds of a lease renewed at a site that is cut off; agent
 SITE_LOOK_S = 5.0  # seconds for which a site that found itself cut off doesn't try the primary again for a renewal
 POSTGRES_READS_TOGETHER = 4  # batches of reads under way, each with one barrier
 POSTGRES_COPY_MIN = 500  # new records a transaction from which COPY is quicker than INSERT
+POSTGRES_COUNTERS_MAX = 1000  # numbers that a process remembers, some 200 bytes each; a tenant has one
+POSTGRES_PAGES_AHEAD = 2  # commits of an import under way, so that the next is ready when one is durable
 POSTGRES_LOOK_S = 1.0  # seconds between looks for changes when no notification came: one may be lost with its node
 POSTGRES_DEAF_S = 10.0  # seconds without a look after which watchers hear that changes may be missed
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
 
 from kms import limits
@@ -90,10 +91,17 @@ class PostgresStore(PostgresReads):
 
     async def bulk_load(self, items: Iterable[tuple[bytes, bytes]]) -> int:
         count = 0
-        for puts in pages(items):
-            if isinstance(await self.commit(Commit(puts=puts)), Unknown):
-                raise Unavailable("store.unknown", f"{count} records are loaded, the rest perhaps", hint="load again")
-            count += len(puts)
+        sent: deque[tuple[asyncio.Future[Outcome], int]] = deque()
+        try:
+            for puts in pages(items):
+                sent.append((asyncio.ensure_future(self.commit(Commit(puts=puts))), len(puts)))
+                await asyncio.sleep(0)  # it is in the queue then
+                if len(sent) >= limits.POSTGRES_PAGES_AHEAD:
+                    count += await _loaded(sent, count)
+            while sent:
+                count += await _loaded(sent, count)
+        finally:
+            await asyncio.gather(*(page for page, _ in sent), return_exceptions=True)
         return count
 
     # ── health ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -141,3 +149,11 @@ class PostgresStore(PostgresReads):
         await self._writer.close()
         await self._changes.close()
         await self._server.close()
+
+
+async def _loaded(sent: deque[tuple[asyncio.Future[Outcome], int]], count: int) -> int:
+    """How many records the oldest page has, once it is durable; ``count`` came before it."""
+    page, size = sent.popleft()
+    if isinstance(await page, Unknown):
+        raise Unavailable("store.unknown", f"{count} records are loaded, the rest perhaps", hint="load again")
+    return size

@@ -1,7 +1,7 @@
 """What a group of commits does to the tables of the PostgreSQL store, worked out before anything is written.
 
 The writer holds the lock on ``state``, reads what the group asks about, and applies the commits here, in order; the
-outcome is written by one statement.
+outcome is written by one statement. postgres_at_once.py does without the lock, by the same rules.
 """
 
 from __future__ import annotations

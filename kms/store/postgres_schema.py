@@ -6,8 +6,8 @@ Each upgrade leaves tables that the version before can still use, so that nodes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from kms.store.postgres_plan import State, Writes
 
@@ -105,7 +105,13 @@ SIZE = "SELECT pg_database_size(current_database())"
 # Every commit holds this lock until its standbys have it: whoever gets it after a commit whose outcome wasn't told sees
 # that outcome, and nothing that was sent before can happen any more.
 LOCK = "BEGIN; SELECT FROM keypeer.state FOR UPDATE"
-RESOLVE = "SELECT version, log_size FROM keypeer.operations WHERE op_id = $1"
+# Under that lock. A commit at once (below) takes the lock as it writes, so that one which was sent before may still
+# come; it holds only on the version that its node knew, which is therefore left behind.
+RESOLVE = """
+WITH known AS MATERIALIZED (SELECT version, log_size FROM keypeer.operations WHERE op_id = $1),
+     fence AS (UPDATE keypeer.state SET version = version + 1 WHERE NOT EXISTS (SELECT FROM known))
+SELECT version, log_size FROM known
+"""
 
 # A statement of its own, since its snapshot must be taken once the lock is held.
 LOOK = """
@@ -119,20 +125,40 @@ UNION ALL SELECT 2, key, ARRAY[version], substring(value FROM 1 FOR 8)
 """
 ANY_OF = "SELECT EXISTS (SELECT FROM keypeer.records WHERE key = ANY($1::bytea[]))"
 
-_STATE = """UPDATE keypeer.state SET version = {}, log_size = {}, peaks = {}, changed_keys = {}, operations = {}"""
+# A commit at once: one statement that does all or nothing. It finds the row of ``state`` only as the node left it with
+# its last commit, and while nobody holds the lock. Every commit and every ``resolve`` moves ``version``, so that none
+# came since the statement's snapshot when the lock is had: what the snapshot shows of op ids and records is the truth
+# then. All is asked before the lock is taken, which would make a transaction of a miss, and wait for standbys.
+_HELD = """held AS MATERIALIZED (
+    SELECT FROM keypeer.state
+    WHERE version = {}::bigint AND log_size = {}::bigint AND peaks = {}::bytea AND changed_keys = {}::bigint
+        AND operations = {}::bigint
+        AND current_setting('synchronous_standby_names')::bytea = {}::bytea
+        AND abs(extract(epoch FROM clock_timestamp())::float8 - {}::float8) <= {}::float8
+        AND NOT EXISTS (SELECT FROM keypeer.operations WHERE op_id = ANY({}::bytea[]))
+        AND NOT EXISTS (
+            SELECT FROM unnest({}::bytea[], {}::bigint[]) AS asked (key, version)
+            WHERE asked.version <> coalesce((SELECT r.version FROM keypeer.records AS r WHERE r.key = asked.key), 0)
+        )
+    FOR UPDATE SKIP LOCKED
+)"""
+_IF_HELD = "EXISTS (SELECT FROM held)"
+
+_STATE = """UPDATE keypeer.state
+SET version = {}, log_size = {}, peaks = {}, changed_keys = {}, operations = {} WHERE {held} RETURNING version"""
 _PUTS = """INSERT INTO keypeer.records (key, version, value)
-SELECT * FROM unnest({}::bytea[], {}::bigint[], {}::bytea[])
+SELECT * FROM unnest({}::bytea[], {}::bigint[], {}::bytea[]) WHERE {held}
 ON CONFLICT (key) DO UPDATE SET version = EXCLUDED.version, value = EXCLUDED.value"""
-_DELETES = "DELETE FROM keypeer.records WHERE key = ANY({}::bytea[])"
+_DELETES = "DELETE FROM keypeer.records WHERE key = ANY({}::bytea[]) AND {held}"
 _ENTRIES = """INSERT INTO keypeer.log (sequence, leaf, entry)
-SELECT * FROM unnest({}::bigint[], {}::bytea[], {}::bytea[])"""
+SELECT * FROM unnest({}::bigint[], {}::bytea[], {}::bytea[]) WHERE {held}"""
 _NODES = """INSERT INTO keypeer.nodes (level, number, hash)
-SELECT * FROM unnest({}::smallint[], {}::bigint[], {}::bytea[])"""
+SELECT * FROM unnest({}::smallint[], {}::bigint[], {}::bytea[]) WHERE {held}"""
 _CHANGES = """INSERT INTO keypeer.changes (version, count, keys)
-SELECT * FROM unnest({}::bigint[], {}::integer[], {}::bytea[])"""
+SELECT * FROM unnest({}::bigint[], {}::integer[], {}::bytea[]) WHERE {held}"""
 _OPERATIONS = """INSERT INTO keypeer.operations (op_id, number, version, log_size)
-SELECT * FROM unnest({}::bytea[], {}::bigint[], {}::bigint[], {}::bigint[])"""
-_OLD_OPERATIONS = "DELETE FROM keypeer.operations WHERE number <= {}"
+SELECT * FROM unnest({}::bytea[], {}::bigint[], {}::bigint[], {}::bigint[]) WHERE {held}"""
+_OLD_OPERATIONS = "DELETE FROM keypeer.operations WHERE number <= {} AND {held}"
 
 # The oldest rows, so many that at most $1 keys are forgotten too few.
 TRIM = """
@@ -144,12 +170,29 @@ WITH gone AS (
 )
 UPDATE keypeer.state SET forgotten = greatest(forgotten, (SELECT coalesce(max(version), 0) FROM gone)),
     changed_keys = changed_keys - (SELECT coalesce(sum(count), 0) FROM gone)
+RETURNING changed_keys
 """
 
 
-def write(state: State, writes: Writes, *, operations_kept: int) -> tuple[str, list[Any]]:
-    """The statement that writes what ``writes`` names, and its arguments: one round trip. There are a few different
-    ones, which the server plans once a connection."""
+class Held(NamedTuple):
+    """What must be true for a commit at once."""
+
+    before: State
+    standbys: bytes  # synchronous_standby_names, as it was found good
+    clock: float  # Unix time here, seconds
+    apart: float  # seconds that the server's may differ
+    operations: Sequence[bytes]  # unknown op ids
+    records: Mapping[bytes, int]  # versions by key; 0: absent
+
+    def arguments(self) -> list[Any]:
+        """Of ``_HELD``."""
+        *here, records = self[1:]
+        return [*self.before, *here, list(records), list(records.values())]
+
+
+def write(state: State, writes: Writes, *, operations_kept: int, held: Held | None = None) -> tuple[str, list[Any]]:
+    """The statement that writes what ``writes`` names, and its arguments: one round trip, and one row unless something
+    of ``held`` isn't so. There are a few different ones, which the server plans once a connection."""
     parts: list[tuple[str, Sequence[Any]]] = []
     if writes.deletes:
         parts.append((_DELETES, [list(writes.deletes)]))
@@ -166,14 +209,15 @@ def write(state: State, writes: Writes, *, operations_kept: int) -> tuple[str, l
             parts.append((template, list(zip(*rows, strict=True))))
     if writes.operations:
         parts.append((_OLD_OPERATIONS, [state.operations - operations_kept]))
-    arguments: list[Any] = []
-    named = []
+    arguments: list[Any] = held.arguments() if held else []
+    condition = _IF_HELD if held else "true"
+    named = [_numbered(_HELD, 0, len(arguments))] if held else []
     for number, (template, columns) in enumerate(parts):
-        named.append(f"w{number} AS ({_numbered(template, len(arguments), len(columns))})")
+        named.append(f"w{number} AS ({_numbered(template, len(arguments), len(columns), condition)})")
         arguments += columns
-    main = _numbered(_STATE, len(arguments), len(state))
+    main = _numbered(_STATE, len(arguments), len(state), condition)
     return (f"WITH {', '.join(named)} {main}" if named else main), [*arguments, *state]
 
 
-def _numbered(template: str, start: int, count: int) -> str:
-    return template.format(*(f"${start + number + 1}" for number in range(count)))
+def _numbered(template: str, start: int, count: int, held: str = "") -> str:
+    return template.format(*(f"${start + number + 1}" for number in range(count)), held=held)

@@ -4,8 +4,14 @@ The transaction takes the lock on ``state``, and with it all that waits by then;
 writes once, and commits, which takes as long as the standbys' disks do. Any number of nodes take turns on that lock,
 so that versions and log entries are dense and in order across them.
 
-Until COMMIT is sent nothing is applied, whatever goes wrong. After that the outcome is unknown unless the server says
-COMMIT and nothing beside it: a cancelled wait for the standbys comes as a mere warning (postgres_server.WARNING).
+A node that was the last to commit tries to do it at once: one statement that writes all if the store is as the node
+left it and the group's checks hold, and otherwise nothing (postgres_schema.Held). Then it takes the lock after all. It
+doesn't try again until it finds itself alone: with others at work it would only lose time.
+
+Until COMMIT, or that one statement, is sent nothing is applied, whatever goes wrong. After that the outcome is unknown
+unless the server says so and nothing beside it: a cancelled wait for the standbys comes as a mere warning
+(postgres_server.WARNING). When the connection broke in the midst of the one statement, the state under the lock may
+still tell that it did nothing; it can't do anything later, since whoever commits moves the version that it asks for.
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ from kms.store import postgres_schema as sql
 from kms.store.bounds import Size
 from kms.store.group import Result
 from kms.store.port import Commit, Committed, Outcome, Unknown
+from kms.store.postgres_at_once import Memory, excess, prepare
 from kms.store.postgres_plan import Found, Row, State, Writes, apply, asked
 from kms.store.postgres_server import FAILURES, GONE, NO_ROOM, Server, Session
 
@@ -42,6 +49,14 @@ class _NotSent(Exception):
     """The connection was dead before anything was taken up."""
 
 
+class _NotNew(Exception):
+    """Records that were taken for new ones are there; nothing was applied."""
+
+
+class _Doubtful(Exception):
+    """What was sent before may have been applied."""
+
+
 class PostgresWriter:
     """Made inside a running event loop, whose callers it serves. ``changed`` is called after each durable group."""
 
@@ -52,6 +67,9 @@ class PostgresWriter:
         self._wake = asyncio.Event()
         self._closed = False
         self._busy_since: float | None = None
+        self._memory: Memory | None = None  # of the last group, unless something went wrong
+        self._all_new = True  # many records at once are new ones, as far as we know
+        self._alone = True  # nobody else committed between our last two groups, as far as we know
         self.trouble = ""  # why the last group failed; empty once one succeeded
         self.wrote_at = 0.0  # CLOCK_MONOTONIC, seconds: when the last one did
         self._task = asyncio.get_running_loop().create_task(self._run(), name="store-writer")
@@ -89,6 +107,7 @@ class PostgresWriter:
                 results = await self._write(partial(self._take, group))
             except Exception:  # nobody foresaw it: the group's callers hear that nobody knows, and others are served
                 _log.exception("store writer")
+                self._memory = None
                 results = [Unknown(change.op_id) for change in self._take(group)]
             self._busy_since = None
             _deliver(group, results)
@@ -105,15 +124,53 @@ class PostgresWriter:
 
     async def _write(self, take: Callable[[], list[Commit]]) -> list[Result]:
         """One transaction for all that waits once the lock is ours; in halves when the server refuses them together."""
+        memory = self._memory
+        before: State | None = None
+        cause: BaseException | None = None
         try:
-            return await self._transaction(take)
-        except _NotSent:  # an idle connection that died with its server: another one may do
+            if memory is not None and self._alone and (results := await self._at_once(take, memory)) is not None:
+                return results
+        except _Doubtful as error:
+            before, cause = memory.state if memory else None, error
+        for _ in range(3):
             try:
-                return await self._transaction(take)
-            except _NotSent as error:
-                return self._refused(take(), self._server.unavailable(error.__cause__ or error))
+                return await self._transaction(take, before)
+            except _NotSent as error:  # an idle connection that died with its server: another one may do
+                cause = error.__cause__
+            except _NotNew as error:
+                cause = error
+            except _Doubtful as error:
+                return self._unknown(take(), str(error))
+        return self._failed(take(), self._server.unavailable(cause or TimeoutError()), before)
 
-    async def _transaction(self, take: Callable[[], list[Commit]]) -> list[Result]:
+    async def _at_once(self, take: Callable[[], list[Commit]], memory: Memory) -> list[Result] | None:
+        """The results if the one statement did it, None if it did nothing. Raises _Doubtful when nobody knows yet."""
+        group: list[Commit] = []
+        rows: list[object] = []
+        try:
+            async with self._server.session(writes=True) as session:
+                group = take()
+                if (ready := prepare(group, memory)) is not None:
+                    rows = await session.fetch(ready.statement, *ready.arguments, within=limits.POSTGRES_COMMIT_S)
+        except TimeoutError:  # nor would the lock be had
+            return self._unknown(group, f"no answer within {limits.POSTGRES_COMMIT_S:.0f} s")
+        except FAILURES as error:
+            self._memory = None
+            # A statement that the server refused did nothing; the transaction says why.
+            if isinstance(error, GONE) or getattr(error, "severity_en", None) != "ERROR":
+                raise _Doubtful(str(error) or type(error).__name__) from error
+            return None
+        except KeypeerError as error:
+            return self._refused(take(), error)
+        if session.doubt:
+            return self._unknown(group, session.doubt)
+        if ready is None or not rows:
+            return None
+        self._done(ready.after)
+        return list(ready.outcomes)
+
+    async def _transaction(self, take: Callable[[], list[Commit]], before: State | None) -> list[Result]:
+        """``before``, where some of the group may have been applied already: the state that says that it wasn't."""
         group: list[Commit] = []
         sent = False
         try:
@@ -125,7 +182,7 @@ class PostgresWriter:
                 except GONE as error:
                     raise _NotSent from error
                 group = take()
-                outcomes, version = await self._apply(session, group)
+                outcomes, memory = await self._apply(session, group, before)
                 sent = True
                 tag = await session.execute("COMMIT", limits.POSTGRES_COMMIT_S)
                 if tag != "COMMIT":  # nobody knows why, but it was rolled back
@@ -135,43 +192,55 @@ class PostgresWriter:
             if sent:
                 return self._unknown(group, str(error) or type(error).__name__)
             full = getattr(error, "sqlstate", None) == NO_ROOM
-            if full and len(group) > 1:  # none of them was applied; what doesn't fit must not stop the others
+            if (
+                full and before is None and len(group) > 1
+            ):  # none was applied; what doesn't fit must not stop the others
                 half = len(group) // 2
                 return await self._write(lambda: group[:half]) + await self._write(lambda: group[half:])
-            return self._refused(take(), self._server.unavailable(error))
+            return self._failed(take(), self._server.unavailable(error), before)
         except KeypeerError as error:
-            return self._refused(take(), error)
+            return self._failed(take(), error, before)
         if session.doubt:
             return self._unknown(group, session.doubt)
-        self.trouble, self.wrote_at = "", time.monotonic()
-        self._changed(version)
+        self._done(memory)
         return list(outcomes)
 
-    async def _apply(self, session: Session, group: Sequence[Commit]) -> tuple[list[Outcome], int]:
-        """The outcomes if COMMIT succeeds, and the version after them."""
-        found = await self._look(session, group)
-        before = found.state
-        outcomes, writes = apply(group, found)
-        if found.state == before:
-            return outcomes, before.version
-        if len(writes.puts) >= limits.POSTGRES_COPY_MIN:
-            await self._copy(session, writes)
-        statement, arguments = sql.write(found.state, writes, operations_kept=limits.OPERATIONS_KEPT)
-        await session.fetch(statement, *arguments, within=limits.POSTGRES_COMMIT_S)
-        excess = found.state.changed_keys - limits.CHANGELOG_KEYS_MAX
-        if excess > limits.CHANGELOG_KEYS_MAX // 8:  # not a little at a time
-            await session.fetch(sql.TRIM, excess, within=limits.POSTGRES_COMMIT_S)
-        return outcomes, found.state.version
+    def _done(self, memory: Memory) -> None:
+        self._memory = memory
+        self.trouble, self.wrote_at = "", time.monotonic()
+        self._changed(memory.state.version)
 
-    async def _look(self, session: Session, group: Sequence[Commit]) -> Found:
+    async def _apply(
+        self, session: Session, group: Sequence[Commit], before: State | None
+    ) -> tuple[list[Outcome], Memory]:
+        """The outcomes if COMMIT succeeds, and how the store is then."""
+        found, standbys = await self._look(session, group)
+        if before is not None and found.state != before:
+            raise _Doubtful("the connection broke, and others have committed since")
+        memory = self._memory or Memory(found.state, standbys)
+        self._alone = found.state == memory.state
+        memory = Memory(found.state, standbys, memory.counters)
+        outcomes, writes = apply(group, found)
+        if found.state != memory.state:
+            if len(writes.puts) >= limits.POSTGRES_COPY_MIN:
+                await self._copy(session, writes)
+            statement, arguments = sql.write(found.state, writes, operations_kept=limits.OPERATIONS_KEPT)
+            await session.fetch(statement, *arguments, within=limits.POSTGRES_COMMIT_S)
+            if over := excess(found.state):
+                ((left,),) = await session.fetch(sql.TRIM, over, within=limits.POSTGRES_COMMIT_S)
+                found.state = found.state._replace(changed_keys=left)
+        return outcomes, memory.after(group, found, writes)
+
+    async def _look(self, session: Session, group: Sequence[Commit]) -> tuple[Found, bytes]:
         wanted = asked(group)
         arguments = (wanted.operations, wanted.checked, wanted.counted)
         asked_at = time.time()
         rows = await session.fetch(sql.LOOK, *arguments, within=limits.POSTGRES_COMMIT_S)
         answered_at = time.time()
-        found = Found(State())
+        found, standbys = Found(State()), b""
         for kind, name, numbers, value in rows:
             if kind == 0:
+                standbys = value
                 quorum = self._server.quorum(value.decode())  # it may have been emptied since we connected
                 if not quorum.ok:
                     raise Unavailable(quorum.id, quorum.found, hint=quorum.mend)
@@ -182,21 +251,33 @@ class PostgresWriter:
                 found.operations[name] = Committed(*numbers)
             else:
                 found.rows[name] = Row(numbers[0], value)
-        return found
+        return found, standbys
 
     async def _copy(self, session: Session, writes: Writes) -> None:
-        """Puts by COPY where all are new, which is twice as quick."""
-        (row,) = await session.fetch(sql.ANY_OF, list(writes.puts), within=limits.POSTGRES_COMMIT_S)
-        if not row[0]:
-            rows = [(key, version, value) for key, (version, value) in writes.puts.items()]
+        """Puts by COPY where all are new, which is twice as quick; in the order of keys, for the index's sake."""
+        if not self._all_new:
+            ((some,),) = await session.fetch(sql.ANY_OF, list(writes.puts), within=limits.POSTGRES_COMMIT_S)
+            if some:
+                return
+        rows = sorted((key, version, value) for key, (version, value) in writes.puts.items())
+        self._all_new = False
+        try:
             await session.copy("records", ["key", "version", "value"], rows, limits.POSTGRES_COMMIT_S)
-            writes.puts = {}
+        except asyncpg.UniqueViolationError as error:
+            raise _NotNew from error
+        self._all_new = True
+        writes.puts = {}
+
+    def _failed(self, group: Sequence[Commit], error: KeypeerError, before: State | None) -> list[Result]:
+        return self._refused(group, error) if before is None else self._unknown(group, error.detail)
 
     def _refused(self, group: Sequence[Commit], error: KeypeerError) -> list[Result]:
+        self._memory = None
         self.trouble = error.detail
         return [type(error)(error.code, error.detail, hint=error.hint, status=error.status) for _ in group]
 
     def _unknown(self, group: Sequence[Commit], why: str) -> list[Result]:
+        self._memory = None
         self.trouble = f"{self._server.address}: a commit's outcome is unknown: {why}"
         return [Unknown(change.op_id) for change in group]
 

@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -42,13 +43,14 @@ def summary(totals: Totals) -> str:
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
+def count(about: str, rounds: int, run: Callable[[Path, int, Callable[[Round], None]], Totals]) -> int:
+    """The command: runs, tells, and judges."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        totals = fail_overs(
+        totals = run(
             Path(folder),
             options.rounds,
             lambda done: print(line(done), file=sys.stderr if options.json else None, flush=True),
@@ -62,6 +64,10 @@ def main() -> int:
     else:
         print(summary(totals))
     return 1 if totals.wrong else 0
+
+
+def main() -> int:
+    return count(__doc__ or "", 20, fail_overs)
 
 
 if __name__ == "__main__":

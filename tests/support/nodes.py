@@ -117,10 +117,10 @@ class Load:
         self._acknowledged.append(vm)
         self.made[which] += 1
 
-    def more(self, count: int, *which: str) -> None:
+    def more(self, count: int, *which: str, within: float = DEADLINE_S) -> None:
         """Returns once each of these nodes has acknowledged so many more."""
         wanted = {each: self.made[each] + count for each in which}
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + within
         while any(self.made[each] < number for each, number in wanted.items()):
             assert time.monotonic() < deadline, self.made
             time.sleep(0.01)

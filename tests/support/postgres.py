@@ -48,7 +48,7 @@ _SETTINGS = {
 def as_user(*command: str | Path, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
     """Runs ``command`` to its end as whoever may run PostgreSQL."""
     return subprocess.run(
-        [*_prefix(), *map(str, command)],
+        [*prefix(), *map(str, command)],
         check=check,
         capture_output=True,
         text=True,
@@ -58,7 +58,7 @@ def as_user(*command: str | Path, check: bool = True, **options: object) -> subp
     )
 
 
-def _prefix() -> list[str]:
+def prefix() -> list[str]:
     if os.geteuid():
         return []
     # SIGQUIT is PostgreSQL's immediate shutdown: no server outlives its tests.
@@ -144,7 +144,7 @@ class PostgresServer:
         arguments = [argument for name, value in options.items() for argument in ("-c", f"{name}={value}")]
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.within, *_prefix(), str(BIN / "postgres"), "-D", str(self.folder), *arguments],
+                [*self.within, *prefix(), str(BIN / "postgres"), "-D", str(self.folder), *arguments],
                 stdout=log,
                 stderr=log,
                 cwd="/tmp",  # noqa: S108 - a folder that every user may enter
