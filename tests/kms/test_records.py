@@ -191,7 +191,7 @@ async def test_other_bytes_than_those_it_knows_are_verified(
 
 async def test_the_least_used_are_forgotten(custody: HsmClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "VERIFIED_RECORDS_MAX", 3)
-    monkeypatch.setattr(limits, "VERIFIED_DIGESTS_MAX", 3)
+    monkeypatch.setattr(limits, "VERIFIED_DIGESTS_MAX", 0)
     asked = Asked(custody)
     records = Records(await fleet(custody, 4), asked)
     for number in (0, 1, 2, 0, 3):  # 1 is the least used when 3 comes
