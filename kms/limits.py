@@ -270,6 +270,7 @@ KEY_USERS_SHOWN = 10  # records or hosts that need an old version, told by name;
 HSM_LISTEN_S = 0.1  # seconds between looks of the background at what a worker does for others
 HSM_QUIET_OPERATIONS = 20  # of others between two looks; checkpoints and heartbeats are some five
 HSM_FRAME_OPERATIONS_BACKGROUND = 32  # operations a frame of the background: some 4 ms that a release waits
+HSM_FULL_S = 0.02  # seconds until a worker whose socket is full is asked again; it accepts many in that time
 HSM_WORKER_ANSWER_S = 30.0  # seconds for one worker to make a key or look its token over, after what waits first
 
 # ── signing keys ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -4,6 +4,7 @@ ever does is done once."""
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -25,13 +26,10 @@ async def ask(path: Path, operation: Operation, wanted: type[_T]) -> _T:
     """The result from just this worker. Raises Unavailable: its own code, or ``hsm.worker_silent``."""
     try:
         async with asyncio.timeout(limits.HSM_WORKER_ANSWER_S):
-            reader, writer = await asyncio.open_unix_connection(str(path))
-            try:
-                writer.write(framing.encode_request(1, [operation]))
-                size = framing.payload_size(await reader.readexactly(framing.HEADER_BYTES))
-                (result,) = framing.decode_reply(await reader.readexactly(size)).results
-            finally:
-                writer.close()
+            request = framing.encode_request(1, [operation])
+            while (payload := await _exchanged(path, request)) is None:  # noqa: ASYNC110 - nobody tells when it accepts
+                await asyncio.sleep(limits.HSM_FULL_S)
+            (result,) = framing.decode_reply(payload).results
     except (TimeoutError, OSError, asyncio.IncompleteReadError, framing.FrameError, ValueError) as error:
         raise _silent(path, str(error) or type(error).__name__) from None
     if isinstance(result, OperationError):
@@ -39,6 +37,24 @@ async def ask(path: Path, operation: Operation, wanted: type[_T]) -> _T:
     if not isinstance(result, wanted):
         raise _silent(path, f"it answered {type(result).__name__}")
     return result
+
+
+async def _exchanged(path: Path, request: bytes | bytearray) -> bytes | None:
+    """The reply's payload; None when nothing was sent, since more clients wait for the worker than its socket holds.
+
+    connect(2) says so by EAGAIN, which the event loop takes for a connection under way; sending tells the truth.
+    """
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    try:
+        writer.write(request)
+        size = framing.payload_size(await reader.readexactly(framing.HEADER_BYTES))
+        return await reader.readexactly(size)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        return None
+    finally:
+        writer.close()
 
 
 def _silent(path: Path, why: str) -> Unavailable:
