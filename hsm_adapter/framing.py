@@ -30,10 +30,12 @@ class RawRequest(Struct, frozen=True, array_like=True):
 
 
 class Reply(Struct, frozen=True, array_like=True):
-    """One result for each operation of the request ``id``, in its order."""
+    """One result for each operation of the request ``id``, in its order. ``busy``: seconds that the worker spent on
+    them; what the frame waited for others isn't in it."""
 
     id: U64
     results: tuple[Result, ...]
+    busy: float = 0.0
 
 
 class FrameError(Exception):

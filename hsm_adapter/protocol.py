@@ -1,8 +1,9 @@
 """What crosses the worker's socket: operations and their results.
 
-A request's frame is ``[id, [operation, …]]``, its reply's ``[id, [result, …]]`` with one result for each operation,
-in order (framing.py). A result is what the operation's docstring names or an :class:`OperationError`. Every struct is
-an array of its fields in the order below; operations, results and so :class:`KeyRecord` start with their type's name.
+A request's frame is ``[id, [operation, …]]``, its reply's ``[id, [result, …], seconds]`` with one result for each
+operation, in order (framing.py). A result is what the operation's docstring names or an :class:`OperationError`. Every
+struct is an array of its fields in the order below; operations, results and so :class:`KeyRecord` start with their
+type's name.
 Requests on one connection are answered in order.
 """
 

@@ -240,8 +240,10 @@ def answer(engine: Engine, payload: bytes) -> tuple[bytearray, bool]:
     isn't a request."""
     request = decode_request(payload)
     operations = [_operation(raw) for raw in request.operations]
+    started = time.monotonic()
     results = tuple(each if isinstance(each, OperationError) else engine.execute(each) for each in operations)
-    return encode_frame(Reply(request.id, results)), any(isinstance(each, Background) for each in operations)
+    reply = Reply(request.id, results, time.monotonic() - started)
+    return encode_frame(reply), any(isinstance(each, Background) for each in operations)
 
 
 def _operation(raw: msgspec.Raw) -> Operation | OperationError:

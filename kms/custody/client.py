@@ -60,6 +60,8 @@ from kms.errors import BadRequest, KeypeerError, Unavailable
 
 _log = structlog.get_logger("keypeer.custody")
 _T = TypeVar("_T")
+_WEIGHT = 0.25  # of the newest frame in what operations are thought to take
+_QUICKEST_S = 1e-6  # seconds; a clock may show none at all
 
 
 class _Job:
@@ -120,7 +122,7 @@ class _Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._frames: deque[list[_Job]] = deque()
         self._head_since = 0.0  # when the oldest frame became the one that is worked on
-        self._each = limits.HSM_OPERATION_SLOW_S  # seconds that an operation took, the quickest of a few frames
+        self._each = limits.HSM_OPERATION_SLOW_S  # seconds that an operation took the worker, over some frames
         self._lately = 0.0  # seconds that a frame took, the slowest of some dozen
         self._sent = 0
         self._ours = self._ours_then = self._all_then = 0  # operations the worker did: ours, and of everybody
@@ -172,16 +174,20 @@ class _Connection(asyncio.Protocol):
             raise framing.FrameError(f"{len(reply.results)} results that nobody asked for")
         jobs, now = self._frames.popleft(), time.monotonic()
         self._lately = max(now - self._head_since, 0.9 * self._lately)
-        if not all(isinstance(job.operation, Ping | Background) for job in jobs):
-            self._each = min((now - self._head_since) / len(jobs), 1.5 * self._each)
         self._head_since = now
         self._ours += len(jobs)
+        tells = True  # of what operations take
         for job, result in zip(jobs, reply.results, strict=True):
-            if type(result) is Pong:
+            if type(result) is OperationError:
+                tells = False
+            elif type(result) is Pong:
+                tells = False
                 self._ours -= 1
                 self.health = WorkerHealth(self.name, result.healthy, result.reason)
                 self._listen(result.operations)
             job.settle(result)
+        if tells:
+            self._each += (max(reply.busy / len(jobs), _QUICKEST_S) - self._each) * _WEIGHT
 
     def silence(self, now: float) -> float:
         """Seconds for which the oldest frame has been worked on, once that is much longer than frames took lately. A
@@ -342,8 +348,7 @@ class HsmClient:
             raise Unavailable(
                 "hsm.busy", f"{len(self._queue)} HSM operations are waiting", hint="try again in a second"
             )
-        deadline = time.monotonic() + limits.HSM_QUEUE_DEADLINE_S
-        jobs = [_Job(operation, deadline) for operation in operations]
+        jobs = [_Job(operation, 0.0) for operation in operations]
         try:
             results = await self._run(jobs)
             while again := [at for at, result in enumerate(results) if _elsewhere(jobs[at], result)]:
@@ -351,7 +356,7 @@ class HsmClient:
                     jobs[at].attempts += 1
                 for at, result in zip(again, await self._run([jobs[at] for at in again]), strict=True):
                     results[at] = result
-        except asyncio.CancelledError:  # nobody waits for what wasn't sent yet
+        except BaseException:  # cancelled, or one of them failed: nobody waits for what wasn't sent yet
             given_up = set(map(id, jobs))
             self._queue = deque(job for job in self._queue if id(job) not in given_up)
             raise
@@ -361,6 +366,11 @@ class HsmClient:
         if not jobs:
             return []
         batch = _Batch(jobs)
+        # What is before them takes its time as well.
+        seconds = limits.HSM_QUEUE_DEADLINE_S + (len(self._queue) + len(jobs)) * limits.HSM_OPERATION_SLOW_S
+        deadline = time.monotonic() + seconds
+        for job in jobs:
+            job.deadline = deadline
         self._queue.extend(jobs)
         self.pump()
         await batch.future
@@ -409,11 +419,12 @@ class HsmClient:
         """Operations of a worker that was lost: first in the queue again, unless they were tried enough."""
         for job in jobs:
             job.attempts += 1
-        pings = [job for job in jobs if isinstance(job.operation, Ping | Background)]
-        tired = [job for job in jobs if job.attempts >= limits.HSM_ATTEMPTS_MAX and job not in pings]
+        wanted = [job for job in jobs if not job.batch.future.done()]
+        pings = [job for job in wanted if isinstance(job.operation, Ping | Background)]
+        tired = [job for job in wanted if job.attempts >= limits.HSM_ATTEMPTS_MAX and job not in pings]
         self._fail(pings + tired, "every HSM worker tried was lost")
         self._queue.extendleft(
-            reversed([job for job in jobs if job.attempts < limits.HSM_ATTEMPTS_MAX and job not in pings])
+            reversed([job for job in wanted if job.attempts < limits.HSM_ATTEMPTS_MAX and job not in pings])
         )
         self.pump()
 

@@ -42,9 +42,13 @@ async def ask(path: Path, operation: Operation, wanted: type[_T]) -> _T:
 async def _exchanged(path: Path, request: bytes | bytearray) -> bytes | None:
     """The reply's payload; None when nothing was sent, since more clients wait for the worker than its socket holds.
 
-    connect(2) says so by EAGAIN, which the event loop takes for a connection under way; sending tells the truth.
+    connect(2) says so by EAGAIN. uvloop raises it; asyncio's own loop takes it for a connection under way, and sending
+    tells the truth.
     """
-    reader, writer = await asyncio.open_unix_connection(str(path))
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+    except BlockingIOError:
+        return None
     try:
         writer.write(request)
         size = framing.payload_size(await reader.readexactly(framing.HEADER_BYTES))

@@ -145,9 +145,10 @@ async def _carry_out(
             if _carried_out(plan, result, outcomes)
         ]
     finally:
-        for _, answer in asked:
-            if isinstance(answer, asyncio.Task):
-                answer.cancel()  # of no use any more when another one failed; otherwise it is done
+        tasks = [answer for _, answer in asked if isinstance(answer, asyncio.Task)]
+        for task in tasks:
+            task.cancel()  # of no use any more when another one failed; otherwise it is done
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _planned(

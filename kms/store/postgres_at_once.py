@@ -73,8 +73,11 @@ class Ready(NamedTuple):
 
 def prepare(group: Sequence[Commit], memory: Memory) -> Ready | None:
     """None where it takes more than one statement, or there is nothing to write."""
-    if sum(len(change.puts) for change in group) >= limits.POSTGRES_COPY_MIN:
-        return None
+    if (
+        sum(len(change.puts) + len(change.deletes) + len(change.entries) for change in group)
+        >= limits.POSTGRES_COPY_MIN
+    ):
+        return None  # of a large one a miss costs too much
     if (assumed := memory.assume(group)) is None:
         return None
     found = assumed.found

@@ -123,6 +123,7 @@ UNION ALL SELECT 2, key, ARRAY[version], NULL FROM keypeer.records WHERE key = A
 UNION ALL SELECT 2, key, ARRAY[version], substring(value FROM 1 FOR 8)
     FROM keypeer.records WHERE key = ANY($3::bytea[])
 """
+STANDBYS = "SELECT current_setting('synchronous_standby_names')"
 ANY_OF = "SELECT EXISTS (SELECT FROM keypeer.records WHERE key = ANY($1::bytea[]))"
 
 # A commit at once: one statement that does all or nothing. It finds the row of ``state`` only as the node left it with

@@ -37,6 +37,7 @@ _SESSION = {
     "jit": "off",
     "enable_seqscan": "off",
     "plan_cache_mode": "force_generic_plan",
+    "client_min_messages": "warning",  # a cancelled wait for standbys tells itself by one (WARNING)
     "default_transaction_isolation": "read committed",
     "lock_timeout": f"{limits.POSTGRES_LOCK_S:.0f}s",
     "idle_in_transaction_session_timeout": f"{limits.POSTGRES_IDLE_S:.0f}s",

@@ -147,11 +147,14 @@ class PostgresWriter:
         """The results if the one statement did it, None if it did nothing. Raises _Doubtful when nobody knows yet."""
         group: list[Commit] = []
         rows: list[object] = []
+        alone = ""
         try:
             async with self._server.session(writes=True) as session:
                 group = take()
                 if (ready := prepare(group, memory)) is not None:
+                    began = time.monotonic()
                     rows = await session.fetch(ready.statement, *ready.arguments, within=limits.POSTGRES_COMMIT_S)
+                    alone = await self._waited_for_nobody(session, began) if rows else ""
         except TimeoutError:  # nor would the lock be had
             return self._unknown(group, f"no answer within {limits.POSTGRES_COMMIT_S:.0f} s")
         except FAILURES as error:
@@ -162,8 +165,8 @@ class PostgresWriter:
             return None
         except KeypeerError as error:
             return self._refused(take(), error)
-        if session.doubt:
-            return self._unknown(group, session.doubt)
+        if session.doubt or alone:
+            return self._unknown(group, session.doubt or alone)
         if ready is None or not rows:
             return None
         self._done(ready.after)
@@ -183,11 +186,12 @@ class PostgresWriter:
                     raise _NotSent from error
                 group = take()
                 outcomes, memory = await self._apply(session, group, before)
-                sent = True
+                sent, began = True, time.monotonic()
                 tag = await session.execute("COMMIT", limits.POSTGRES_COMMIT_S)
                 if tag != "COMMIT":  # nobody knows why, but it was rolled back
                     sent = False
                     raise asyncpg.InterfaceError(f"COMMIT was answered by {tag}")
+                alone = await self._waited_for_nobody(session, began)
         except FAILURES as error:
             if sent:
                 return self._unknown(group, str(error) or type(error).__name__)
@@ -200,10 +204,20 @@ class PostgresWriter:
             return self._failed(take(), self._server.unavailable(error), before)
         except KeypeerError as error:
             return self._failed(take(), error, before)
-        if session.doubt:
-            return self._unknown(group, session.doubt)
+        if session.doubt or alone:
+            return self._unknown(group, session.doubt or alone)
         self._done(memory)
         return list(outcomes)
+
+    async def _waited_for_nobody(self, session: Session, began: float) -> str:
+        """Why a commit that is done may be on the primary alone; empty as a rule. Whoever empties
+        synchronous_standby_names while commits wait lets them all go, without a warning; so after a long wait it is
+        looked at again."""
+        if time.monotonic() - began < limits.POSTGRES_LONG_WAIT_S:
+            return ""
+        ((standbys,),) = await session.fetch(sql.STANDBYS, within=limits.POSTGRES_READ_S)
+        quorum = self._server.quorum(standbys)
+        return "" if quorum.ok else quorum.found
 
     def _done(self, memory: Memory) -> None:
         self._memory = memory
@@ -223,7 +237,7 @@ class PostgresWriter:
         outcomes, writes = apply(group, found)
         if found.state != memory.state:
             if len(writes.puts) >= limits.POSTGRES_COPY_MIN:
-                await self._copy(session, writes)
+                await self._copy(session, writes, new=not any(change.checks or change.counts for change in group))
             statement, arguments = sql.write(found.state, writes, operations_kept=limits.OPERATIONS_KEPT)
             await session.fetch(statement, *arguments, within=limits.POSTGRES_COMMIT_S)
             if over := excess(found.state):
@@ -253,9 +267,10 @@ class PostgresWriter:
                 found.rows[name] = Row(numbers[0], value)
         return found, standbys
 
-    async def _copy(self, session: Session, writes: Writes) -> None:
-        """Puts by COPY where all are new, which is twice as quick; in the order of keys, for the index's sake."""
-        if not self._all_new:
+    async def _copy(self, session: Session, writes: Writes, *, new: bool) -> None:
+        """Puts by COPY where all are new, which is twice as quick; in the order of keys, for the index's sake. ``new``:
+        they may be, since nothing is asked of what is there."""
+        if not (new and self._all_new):
             ((some,),) = await session.fetch(sql.ANY_OF, list(writes.puts), within=limits.POSTGRES_COMMIT_S)
             if some:
                 return

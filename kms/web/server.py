@@ -159,6 +159,10 @@ async def _stream(request: web.Request, stream: Stream) -> web.StreamResponse:
         _log.warning("stream ended", path=request.path, code=error.code, detail=error.detail)
         if request.transport is not None:
             request.transport.abort()
+    except Exception:
+        if request.transport is not None:  # a bug, and an answer that has begun can't become a problem document
+            request.transport.abort()
+        raise
     finally:
         await stream.frames.aclose()
     return response

@@ -78,18 +78,25 @@ class AsyncClient(Transport):
         asked for again. An answer that breaks off raises too."""
         body = m.BatchReleaseRequest(session=session, vms=tuple(vms))
         end: m.BatchEnd | None = None
+        told = 0
         async with aclosing(self.lines("/v1/releases", body)) as lines:
             async for text in lines:
                 line = _batch_line(text)
                 if end is not None or (line.vm is None) == (line.end is None):
                     raise AnswerError("service.answer", "a line that is neither a VM's nor the end")
                 if line.vm is not None:
+                    told += 1
                     yield m.BatchItem(vm=line.vm, release=line.release, problem=line.problem)
                 end = line.end
         if end is None:
             raise AnswerError("service.answer", "the lines ended without an end")
         if end.problem is not None:
             raise ProblemError(end.problem)
+        if not told == end.items == len(set(vms)):
+            raise AnswerError(
+                "service.answer",
+                f"{told} of {len(set(vms))} VMs were told, {end.items} by its own count, without a word why",
+            )
 
     # ── events ─────────────────────────────────────────────────────────────────────────────────────────────────
 

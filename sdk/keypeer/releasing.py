@@ -12,7 +12,7 @@ from itertools import islice
 
 from keypeer import limits
 from keypeer.client import AsyncClient
-from keypeer.errors import AnswerError, KeypeerClientError, ProblemError, ServiceUnavailable
+from keypeer.errors import AnswerError, KeypeerClientError, ProblemError, ReleaseForged, ServiceUnavailable
 from keypeer.session import Session
 from keypeer.vmkey import VmKey
 from keypeer.wire.messages import BATCH_MAX, BatchItem
@@ -48,22 +48,28 @@ async def release_each(
                     outcome = opened(session, item.vm, item)
                     del left[item.vm]
                     yield item.vm, outcome
-            fresh = False
-            continue
-        except ProblemError as error:
-            gone = error.code in SESSION_GONE
-            if (gone and fresh and len(left) == before) or not (gone or error.status in _LATER):
+            if len(left) < before:
+                fresh, attempt, delay = False, 1, limits.RETRY_FIRST_S
+                continue
+            failure, fresh = AnswerError("service.answer", "no key was opened before its session ended"), False
+        except (ReleaseForged, ProblemError, ServiceUnavailable) as error:
+            if not _may_pass(error, in_vain=fresh and len(left) == before):
                 raise
-            failure, fresh = error, gone
-        except ServiceUnavailable as error:
-            if error.code == "service.tls":
-                raise
-            failure, fresh = error, False
+            failure, fresh = error, error.code in SESSION_GONE
         attempt, delay = (1, limits.RETRY_FIRST_S) if len(left) < before else (attempt + 1, 2 * delay)
         if attempt > limits.ATTEMPTS_MAX:
             raise failure
         if not fresh:
             await asyncio.sleep(delay)
+
+
+def _may_pass(error: KeypeerClientError, *, in_vain: bool) -> bool:
+    """Whether asking again may help; ``in_vain``: a fresh session brought nothing."""
+    if isinstance(error, ReleaseForged):
+        return error.code == "release.stale"  # it lay here longer than its lease: the caller took its time
+    if isinstance(error, ProblemError):
+        return not in_vain if error.code in SESSION_GONE else error.status in _LATER
+    return error.code != "service.tls"
 
 
 def opened(session: Session, vm: str, item: BatchItem) -> VmKey | ProblemError:

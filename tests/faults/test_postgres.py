@@ -361,6 +361,32 @@ async def test_a_cancelled_wait_for_the_standbys_is_unknown_and_resolved(three: 
         await assert_log_holds(store)
 
 
+async def test_a_role_that_hears_no_warnings_is_told_all_the_same(three: Cluster) -> None:
+    three.primary.sql("ALTER ROLE keypeer SET client_min_messages = error")
+    async with postgres_store(Path(), three.url()) as store:
+        await put(store, (b"a", b"1"))
+        stop_standbys(three)
+        doubtful = asyncio.ensure_future(store.commit(Commit(puts=[(b"a", b"2")], op_id=b"op")))
+        await cancel_waits(three.primary)
+        assert await doubtful == Unknown(b"op")
+        go_on(three)
+
+
+async def test_commits_that_were_let_go_by_emptying_the_names_are_unknown(three: Cluster) -> None:
+    async with postgres_store(Path(), three.url()) as store:
+        await put(store, (b"a", b"1"))
+        stop_standbys(three)
+        doubtful = asyncio.ensure_future(store.commit(Commit(puts=[(b"a", b"2")], op_id=b"op")))
+        await asyncio.sleep(2 * limits.POSTGRES_LONG_WAIT_S)
+        assert not doubtful.done()
+        three.primary.sql("ALTER SYSTEM SET synchronous_standby_names = ''")
+        three.primary.sql("SELECT pg_reload_conf()")
+        assert await doubtful == Unknown(b"op")
+        with pytest.raises(Unavailable, match="synchronous_standby_names"):
+            await store.commit(Commit(puts=[(b"a", b"3")]))
+        go_on(three)
+
+
 async def test_without_standbys_nothing_is_acknowledged_and_health_says_so(
     three: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

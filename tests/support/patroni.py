@@ -123,7 +123,7 @@ class Machine(PostgresServer):
         """The process id of PostgreSQL, if it runs."""
         with suppress(OSError, ValueError, IndexError):
             pid = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
-            if b"postgres" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if str(self.folder / "data").encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
                 return pid
         return None
 

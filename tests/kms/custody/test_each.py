@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from hsm_adapter import framing
 from hsm_adapter.protocol import Ping, Pong
@@ -42,7 +44,14 @@ def filled(path: Path) -> list[socket.socket]:
     raise AssertionError("it never fills")
 
 
-async def test_a_socket_that_is_full_is_waited_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_a_socket_that_is_full_is_waited_for(
+    tmp_path: Path, run: Callable[[Coroutine[None, None, None]], None]
+) -> None:
+    run(asked_in_a_crowd(tmp_path))
+
+
+async def asked_in_a_crowd(tmp_path: Path) -> None:
     path = tmp_path / "hsm.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
