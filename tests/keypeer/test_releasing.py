@@ -13,7 +13,7 @@ from aiohttp import web
 
 from keypeer import limits
 from keypeer.client import AsyncClient
-from keypeer.errors import AnswerError, KeypeerClientError, ProblemError, ServiceUnavailable
+from keypeer.errors import AnswerError, KeypeerClientError, ProblemError, ReleaseForged, ServiceUnavailable
 from keypeer.releasing import release_each
 from keypeer.session import Session
 from keypeer.vmkey import VmKey
@@ -119,7 +119,8 @@ async def two_and_break(vms: list[str], response: web.StreamResponse) -> None:
 async def test_all_come_and_refusals_in_their_places(tmp_path: Path) -> None:
     async def answer(vms: list[str], response: web.StreamResponse) -> None:
         await send(response, line(vms[0]), m.BatchLine(vm=vms[1], problem=refused("release.refused")))
-        await all_of(vms[2:], response)
+        await send(response, *map(line, vms[2:]))
+        await finish(response, len(vms))
 
     found, asked, _ = await keys_from(tmp_path, answer)
     assert list(found) == VMS
@@ -168,6 +169,55 @@ async def test_a_service_that_is_busy_is_asked_again_a_few_times(tmp_path: Path)
     assert list(found) == VMS
     with pytest.raises(ProblemError, match=r"hsm\.busy"):
         await keys_from(tmp_path, refused("hsm.busy", 503))
+
+
+async def test_an_end_without_a_word_of_those_left_out_is_an_error(tmp_path: Path) -> None:
+    async def two(vms: list[str], response: web.StreamResponse) -> None:
+        await send(response, *map(line, vms[:2]))
+        await finish(response, 2)
+
+    async def miscounted(vms: list[str], response: web.StreamResponse) -> None:
+        await send(response, *map(line, vms))
+        await finish(response, len(vms) + 1)
+
+    for answer in (two, miscounted):
+        with pytest.raises(AnswerError, match="without a word"):
+            await keys_from(tmp_path, answer)
+
+
+async def test_what_lay_here_longer_than_its_lease_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = {"vm-2"}
+
+    def open_in_time(session: OpenSession, release: m.Release, vm: str) -> VmKey:
+        if vm in late:
+            late.remove(vm)
+            raise ReleaseForged("release.stale", "the lease ended")
+        return cast("VmKey", f"key of {vm}")
+
+    monkeypatch.setattr(OpenSession, "open", open_in_time)
+    found, asked, _ = await keys_from(tmp_path, all_of)
+    assert list(found) == VMS
+    assert [each["vms"] for each in asked] == [VMS, VMS[2:]]
+
+    def open_never(session: OpenSession, release: m.Release, vm: str) -> VmKey:
+        raise ReleaseForged("release.mac", "another's")
+
+    monkeypatch.setattr(OpenSession, "open", open_never)
+    with pytest.raises(ReleaseForged):
+        await keys_from(tmp_path, all_of)
+
+
+async def test_a_session_that_never_lasts_is_given_up(tmp_path: Path) -> None:
+    async with answering(tmp_path, all_of) as (url, ca, asked), AsyncClient(url, ca=ca.file) as client:
+
+        async def connect(_fresh: bool) -> tuple[AsyncClient, Session]:
+            return client, cast("Session", OpenSession("s1"))
+
+        with pytest.raises(AnswerError, match="before its session ended"):
+            await anext(release_each(VMS, connect, lambda _session: False))
+        assert len(asked) == limits.ATTEMPTS_MAX
 
 
 async def test_a_refusal_of_all_is_raised_at_once(tmp_path: Path) -> None:
