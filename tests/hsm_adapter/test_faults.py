@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hsm_adapter import framing
+from hsm_adapter import framing, limits
 from hsm_adapter import protocol as p
 from tests.support import hsm
 
@@ -311,9 +311,10 @@ def test_a_socket_of_systemds_is_served_and_left_in_place(token: hsm.SoftToken, 
 def test_more_clients_than_allowed_are_turned_away(token: hsm.SoftToken, tmp_path: Path) -> None:
     with hsm.running_worker(token, tmp_path / "w") as worker:
         hsm.wait_until(lambda: len(events(worker)) >= 2)
-        clients = [worker.client() for _ in range(64)]
-        for client in clients:
-            client.call(p.Ping())
+        clients = []
+        for _ in range(limits.CONNECTIONS_MAX):
+            clients.append(worker.client())
+            clients[-1].call(p.Ping())
         with pytest.raises(ConnectionError):
             worker.client().call(p.Ping())
         clients.pop().sock.close()
