@@ -188,9 +188,11 @@ async def serve(home: Home, listener: socket.socket, heartbeats: Heartbeats, nam
     beating = asyncio.create_task(heartbeats.beat(name))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGINT, stop.set)
     async with open_context(home) as opened:
+        # From here on there may be something to finish. Before, SIGTERM just ends the process, which might be waiting
+        # for HSM workers that ended with the supervisor.
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
         metrics = Metrics()
         ctx = replace(opened, silent=heartbeats.silent, committed=metrics.committed)
         # A host's handler runs on when its connection goes: a release that is being committed is finished, not torn.

@@ -382,7 +382,7 @@ async def test_commits_that_were_let_go_by_emptying_the_names_are_unknown(three:
         three.primary.sql("ALTER SYSTEM SET synchronous_standby_names = ''")
         three.primary.sql("SELECT pg_reload_conf()")
         assert await doubtful == Unknown(b"op")
-        with pytest.raises(Unavailable, match="synchronous_standby_names"):
+        with pytest.raises(Unavailable):  # no connection to such a server is taken any more
             await store.commit(Commit(puts=[(b"a", b"3")]))
         go_on(three)
 

@@ -384,8 +384,8 @@ The load generator had its part of the same two cores: where the formula is far 
 a delay show, which have what they give. With more cores the formula is what is left.
 
 The service sends short frames to a slow HSM, one at a time to each worker, and shares what waits out over all of them.
-A client waits 30 s for an answer (an operation, 10 s and 12 ms for each that is before it, then `hsm.unavailable`): with a slow
-HSM ask for batches in lines, which take as long as they take.
+A client waits 30 s for an answer (an operation 10 s, and 12 ms for each that is before it: `hsm.unavailable`): with a
+slow HSM ask for batches in lines, which take as long as they take.
 """
 
 
