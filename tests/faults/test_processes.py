@@ -93,7 +93,7 @@ def test_kill_9_under_load_loses_no_granted_release(service: Service, kind: str)
     granted = [(entry["host"], entry["vm"]) for entry in granted_releases(service)]
     for number, load in enumerate(loads):
         assert load.granted > 50
-        assert load.longest_gap < 2 * limits.HSM_OPERATION_DEADLINE_S
+        assert load.longest_gap < 5
         assert set(load.refused) <= {"hsm.unavailable"}
         # The log may hold more than the caller saw: an answer can be lost with its worker after the commit.
         assert granted.count((f"host-{number}", f"vm-{number}")) >= load.granted
