@@ -226,7 +226,7 @@ class Records:
     async def load_many(self, wanted: Sequence[tuple[Kind[Any], str]]) -> list[Loaded[Any] | None]:
         """Records of whatever kinds as of one moment, with one HSM round trip for all that weren't seen before."""
         items = await self._store.get_many([kind.key(name) for kind, name in wanted])
-        return await self._open([kind for kind, _ in wanted], items)
+        return await self.open_each([kind for kind, _ in wanted], items)
 
     async def page(self, kind: Kind[T], after: str, limit: int) -> list[Loaded[T]]:
         """Records whose names follow ``after``, in order."""
@@ -244,9 +244,10 @@ class Records:
 
     async def open(self, kind: Kind[T], items: Sequence[Item | None]) -> list[Loaded[T] | None]:
         """Verifies and decodes items as read, one HSM round trip for all that weren't seen before."""
-        return await self._open([kind] * len(items), items)
+        return await self.open_each([kind] * len(items), items)
 
-    async def _open(self, kinds: Sequence[Kind[Any]], items: Sequence[Item | None]) -> list[Loaded[Any] | None]:
+    async def open_each(self, kinds: Sequence[Kind[Any]], items: Sequence[Item | None]) -> list[Loaded[Any] | None]:
+        """The same where each is of a kind of its own."""
         pairs = list(zip(kinds, items, strict=True))
         sealed = [(kind, item) for kind, item in pairs if kind.sealed and item is not None]
         values = iter(await self._verified_values(sealed))

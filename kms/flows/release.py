@@ -38,6 +38,7 @@ _ACTION = "key.release"
 _session_record = msgspec.msgpack.Decoder(SessionRecord)
 _encode = msgspec.msgpack.Encoder().encode
 _CURRENT: Mapping[str, int] = {}
+_OWN = (SESSIONS, HOSTS, LAUNCHES, EVENT_HEADS)  # the caller's own records that a release stands on
 
 Outcome = Release | KeypeerError
 _Rewrapped = list[Released | OperationError]
@@ -185,16 +186,13 @@ async def _read(
     ctx: Context, caller: Caller, wanted: bytes, vms: tuple[str, ...], versions: Mapping[str, int]
 ) -> _Snapshot:
     name = caller.name
-    keys = [SESSIONS.key(name), HOSTS.key(name), LAUNCHES.key(name), EVENT_HEADS.key(name)]
+    keys = [kind.key(name) for kind in _OWN]
     keys += [vm_key(vm) for vm in vms]
     keys += [LEASES.key(vm) for vm in vms]
     keys += [old_key(vm, version) for vm, version in versions.items()]
     items = await ctx.store.get_many(keys)
-    (session,) = await ctx.records.open(SESSIONS, items[:1])
-    (host,) = await ctx.records.open(HOSTS, items[1:2])
-    (launches,) = await ctx.records.open(LAUNCHES, items[2:3])
-    (head,) = await ctx.records.open(EVENT_HEADS, items[3:4])
-    items, now = items[4:], ctx.now()
+    session, host, launches, head = await ctx.records.open_each(_OWN, items[: len(_OWN)])
+    items, now = items[len(_OWN) :], ctx.now()
     error = session_refusal(host.value if host else None, session.value if session else None, caller, wanted, now)
     if error is not None or session is None or host is None:
         refusal = error or unknown_host(name)

@@ -27,11 +27,12 @@ class KeypeerClientError(Exception):
 
 
 class ProblemError(KeypeerClientError):
-    """A problem document of the service."""
+    """A problem document of the service. ``retry_after``: the seconds after which it says to ask again, if it does."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, retry_after: float | None = None) -> None:
         super().__init__(problem.code, problem.detail, problem.hint)
         self.problem = problem
+        self.retry_after = retry_after
 
     @property
     def status(self) -> int:

@@ -60,7 +60,12 @@ async def release_each(
         if attempt > limits.ATTEMPTS_MAX:
             raise failure
         if not fresh:
-            await asyncio.sleep(delay)
+            await asyncio.sleep(max(delay, _told_to_wait(failure)))
+
+
+def _told_to_wait(error: KeypeerClientError) -> float:
+    """Seconds that the service named (RFC 9110 §10.2.3)."""
+    return (error.retry_after or 0.0) if isinstance(error, ProblemError) else 0.0
 
 
 def _may_pass(error: KeypeerClientError, *, in_vain: bool) -> bool:

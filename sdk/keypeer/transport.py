@@ -120,7 +120,7 @@ class Transport:
             raise AnswerError("service.answer", "a line without its end")
 
     async def _parts(
-        self, method: str, path: str, data: bytes | None, accept: str, headers: Mapping[str, str]
+        self, method: str, path: str, body: bytes | None, accept: str, headers: Mapping[str, str]
     ) -> AsyncGenerator[bytes, None]:
         """An answer of the kind ``accept`` as it comes, however long that takes, unless nothing does."""
         if self._session is None:
@@ -131,10 +131,12 @@ class Transport:
         )
         with self._in_words(method, path):
             async with self._session.request(
-                method, self._server + path, data=data, headers=headers, timeout=timeout, allow_redirects=False
+                method, self._server + path, data=body, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
                 if response.content_type != accept:
-                    _decode(response.status, response.content_type, await _bounded(response), type(None), 0)
+                    retry_after = _seconds(response.headers.get("Retry-After"))
+                    data = await _bounded(response)
+                    _decode(response.status, response.content_type, data, type(None), 0, retry_after)
                     raise AnswerError("service.answer", f"the answer isn't {accept}", _NOT_KEYPEER)
                 async for part in response.content.iter_any():
                     yield part
@@ -232,12 +234,14 @@ def _seconds(retry_after: str | None) -> float | None:
     return seconds if seconds <= limits.RETRY_AFTER_MAX_S else None
 
 
-def _decode(status: int, kind: str, data: bytes, answer: type[_Answer], accept: int) -> _Answer:
+def _decode(
+    status: int, kind: str, data: bytes, answer: type[_Answer], accept: int, retry_after: float | None = None
+) -> _Answer:
     try:
         if status >= _BAD and status != accept:
             if kind != _PROBLEM_TYPE:
                 raise AnswerError("service.answer", f"status {status} and no problem document", _NOT_KEYPEER)
-            raise ProblemError(_problem.decode(data))
+            raise ProblemError(_problem.decode(data), retry_after)
         return msgspec.json.decode(data or b"null", type=answer)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise AnswerError(

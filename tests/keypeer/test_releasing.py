@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -72,7 +73,10 @@ async def answering(tmp_path: Path, *answers: Answer | m.Problem) -> AsyncIterat
         answer = answers[min(len(asked), len(answers)) - 1]
         if isinstance(answer, m.Problem):
             return web.Response(
-                body=msgspec.json.encode(answer), status=answer.status, content_type="application/problem+json"
+                body=msgspec.json.encode(answer),
+                status=answer.status,
+                content_type="application/problem+json",
+                headers={"Retry-After": "1"} if answer.status == 429 else {},
             )
         response = web.StreamResponse(headers={"Content-Type": "application/jsonl"})
         await response.prepare(request)
@@ -169,6 +173,14 @@ async def test_a_service_that_is_busy_is_asked_again_a_few_times(tmp_path: Path)
     assert list(found) == VMS
     with pytest.raises(ProblemError, match=r"hsm\.busy"):
         await keys_from(tmp_path, refused("hsm.busy", 503))
+
+
+async def test_who_is_told_to_wait_waits(tmp_path: Path) -> None:
+    began = time.monotonic()
+    found, asked, _ = await keys_from(tmp_path, refused("quota.exceeded", 429), all_of)
+    assert list(found) == VMS
+    assert len(asked) == 2
+    assert time.monotonic() - began >= 1
 
 
 async def test_an_end_without_a_word_of_those_left_out_is_an_error(tmp_path: Path) -> None:

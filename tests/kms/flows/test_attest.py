@@ -15,11 +15,11 @@ import pytest
 from keypeer.wire import messages as wire
 from keypeer.wire.profile import BOOT_PCRS
 from kms.domain import Baseline, HostEventHead
-from kms.errors import Refused
+from kms.errors import KeypeerError, Refused
 from kms.flows import attest, challenge
 from kms.flows.context import Caller, Context
 from kms.known import read_known
-from kms.records import BASELINES, EVENT_HEADS, REFUSALS, SESSIONS
+from kms.records import BASELINES, EVENT_HEADS, HOSTS, REFUSALS, SESSIONS
 from kms.store.port import Commit, Outcome
 from tests.support.enrolled import Enrolled, enrol_page
 from tests.support.flows import flow_context, with_store
@@ -205,3 +205,22 @@ async def test_an_event_that_comes_between_is_noticed(fleet: Fleet) -> None:
 async def test_of_no_host_nothing_is_known(fleet: Fleet) -> None:
     ctx = fleet.ctx
     assert await read_known(ctx.records, ctx.runtime, ctx.first_keys, "nobody") is None
+
+
+@pytest.mark.parametrize(("revoked", "code"), [(True, "host.revoked"), (False, "store.tampered")])
+async def test_a_host_that_may_not_act_hears_that_whatever_its_other_records_are(
+    fleet: Fleet, revoked: bool, code: str
+) -> None:
+    asked = (await fleet.first()).next_challenge
+    name = fleet.caller.name
+    host = await fleet.ctx.records.load(HOSTS, name)
+    assert host is not None
+    puts = [(SESSIONS.key(name), b"\x00\x00\x00\x01" + bytes(33))]
+    if revoked:
+        record = msgspec.structs.replace(host.value, status="revoked", decided_by="ada", why="stolen")
+        puts += await fleet.ctx.records.seal([HOSTS.put(name, record)])
+    await fleet.store.commit(Commit(puts=puts))
+    with pytest.raises(KeypeerError) as refusal:
+        await fleet.attest(steady(fleet, asked).body(asked.nonce.encode()))
+    assert refusal.value.code == code
+    assert [len(change.entries) for change in fleet.store.commits] == ([1] if revoked else [])
