@@ -1,4 +1,4 @@
-"""What a process gives up at its start: core dumps, being traced, outliving its supervisor."""
+"""What a process settles at its start: no core dumps, no tracing, who lives no longer than whom."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _PR_SET_DUMPABLE = 4
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def _prctl(option: int, value: int) -> None:
@@ -22,6 +23,11 @@ def protect_memory() -> None:
     """No core dumps, and no ptrace or /proc/PID/mem by other processes of this user."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def adopt_orphans() -> None:
+    """Descendants whose own parent ends become this process's children."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent(parent: int) -> None:

@@ -27,6 +27,7 @@ from hsm_adapter.systemd import VARIABLES, Manager, inherited_listeners
 from kms import limits
 from kms.errors import BadRequest
 from kms.heartbeats import Heartbeats
+from kms.nursery import Forked, Nursery, NurseryLost
 from kms.roles import Role, other_schema, processes
 from kms.settings import Home
 from kms.web import metric_files
@@ -38,15 +39,14 @@ _WEB, _BACKGROUND, _HSM = range(3)  # the order in which they are stopped
 
 @dataclass(slots=True)
 class Worker:
-    """One process to keep running. ``socket`` is set for HSM workers, which are pinged on it; the others show signs of
-    life themselves."""
+    """One process to keep running. ``socket`` is set for HSM workers, which are pinged on it; the others are forked by
+    the nursery, and show signs of life themselves."""
 
     name: str
-    command: Sequence[str]
-    files: tuple[int, ...] = ()
+    command: Sequence[str]  # the arguments alone of one that is forked
     socket: Path | None = None
     pin: Pin | None = None  # prompted for; handed to the worker on its standard input
-    process: asyncio.subprocess.Process | None = None
+    process: asyncio.subprocess.Process | Forked | None = None
     started: float = 0.0
     stage: int = 0  # lower ones are stopped first
 
@@ -55,15 +55,23 @@ class Supervisor:
     """Keeps ``workers`` running until ``stop``."""
 
     def __init__(
-        self, workers: Sequence[Worker], heartbeats: Heartbeats, metrics_folder: Path, pin_variable: str = ""
+        self,
+        workers: Sequence[Worker],
+        heartbeats: Heartbeats,
+        metrics_folder: Path,
+        files: Sequence[int],
+        pin_variable: str = "",
     ) -> None:
+        """``files``: the descriptors that workers are told of."""
         self._workers = tuple(workers)
         self._heartbeats = heartbeats
         self._metrics = metrics_folder
         inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         self._environment = {**inherited, metric_files.FOLDER_VARIABLE: str(metrics_folder)}
         # Web workers hold no PIN, so they don't inherit one either.
-        self._without_pin = {name: value for name, value in self._environment.items() if name != pin_variable}
+        without_pin = {name: value for name, value in self._environment.items() if name != pin_variable}
+        command = (sys.executable, "-m", "kms", "nursery", str(os.getpid()))
+        self._nursery = Nursery(command, files, without_pin)
         self._stopping = asyncio.Event()
         self._manager = Manager()
         self._hopeless = False
@@ -78,6 +86,7 @@ class Supervisor:
         """Runs until stopped; every worker has ended when it returns. A bug in here ends the service, loudly: workers
         that nobody replaces would be found out much later. Raises BadRequest when the store is of another version."""
         try:
+            await self._nursery.start()
             async with asyncio.TaskGroup() as keepers:
                 for worker in self._workers:
                     keepers.create_task(self._keep(worker))
@@ -89,6 +98,7 @@ class Supervisor:
         finally:
             for worker in self._workers:
                 _signal(worker, signal.SIGKILL)
+            await self._nursery.close()
         if self._hopeless:
             raise other_schema()
 
@@ -127,7 +137,12 @@ class Supervisor:
         delay = limits.RESTART_DELAY_S
         while not self._stopping.is_set():
             started = time.monotonic()
-            worker.process = await self._start(worker)
+            try:
+                worker.process = await self._start(worker)
+            except NurseryLost as error:
+                _log.error("nursery lost", worker=worker.name, error=str(error), restart_in_s=limits.RESTART_DELAY_S)
+                await _sleep(self._stopping, limits.RESTART_DELAY_S)
+                continue
             if self._stopping.is_set():  # it was asked for between, and didn't reach this one
                 _signal(worker, signal.SIGTERM)
             code = await worker.process.wait()
@@ -145,17 +160,15 @@ class Supervisor:
             log("worker ended", worker=worker.name, code=code, lived_s=round(lived, 1), restart_in_s=delay)
             await _sleep(self._stopping, 0 if code == 0 else delay)
 
-    async def _start(self, worker: Worker) -> asyncio.subprocess.Process:
-        stdin = asyncio.subprocess.DEVNULL if worker.pin is None else asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            *worker.command,
-            pass_fds=worker.files,
-            env=self._environment if worker.socket is not None else self._without_pin,
-            stdin=stdin,
-        )
-        worker.started = time.monotonic()
+    async def _start(self, worker: Worker) -> asyncio.subprocess.Process | Forked:
         if worker.socket is None:
             self._heartbeats.starting(worker.name)
+            forked = await self._nursery.fork(worker.command)
+            self._heartbeats.starting(worker.name)  # from now on; the nursery may have had to load
+            return forked
+        stdin = asyncio.subprocess.DEVNULL if worker.pin is None else asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*worker.command, env=self._environment, stdin=stdin)
+        worker.started = time.monotonic()
         if worker.pin is not None and process.stdin is not None:
             process.stdin.write(worker.pin.reveal().encode())
             process.stdin.close()
@@ -278,8 +291,7 @@ def web_workers(home: Home, role: Role, sockets: Sequence[socket.socket], heartb
     return [
         Worker(
             f"web-{index}",
-            (*_child("worker", home, role, heartbeats), str(index), str(listener.fileno())),
-            files=(heartbeats, listener.fileno()),
+            ("worker", str(home.folder), role.value, str(heartbeats), str(index), str(listener.fileno())),
             stage=_WEB,
         )
         for index, listener in enumerate(sockets)
@@ -288,11 +300,7 @@ def web_workers(home: Home, role: Role, sockets: Sequence[socket.socket], heartb
 
 def background_worker(home: Home, role: Role, heartbeats: int) -> Worker:
     """The process that does periodic and long work."""
-    return Worker("background", _child("background", home, role, heartbeats), files=(heartbeats,), stage=_BACKGROUND)
-
-
-def _child(kind: str, home: Home, role: Role, heartbeats: int) -> tuple[str, ...]:
-    return sys.executable, "-m", "kms", kind, str(home.folder), role.value, str(os.getpid()), str(heartbeats)
+    return Worker("background", ("background", str(home.folder), role.value, str(heartbeats)), stage=_BACKGROUND)
 
 
 def web_sockets(home: Home) -> list[socket.socket]:
@@ -316,7 +324,8 @@ async def supervise(home: Home, role: Role, ready: Callable[[], None]) -> None:
     workers = web_workers(home, role, sockets, heartbeats.descriptor)
     if role is Role.ALL:
         workers = [*hsm_workers(home), *workers, background_worker(home, role, heartbeats.descriptor)]
-    supervisor = Supervisor(workers, heartbeats, folder, variable if source == "env" else "")
+    files = (heartbeats.descriptor, *(listener.fileno() for listener in sockets))
+    supervisor = Supervisor(workers, heartbeats, folder, files, variable if source == "env" else "")
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.stop)

@@ -70,6 +70,7 @@ FLOORS = {
     "kms.tokencopy": 5,
     "kms.lean": 5,
     "kms.hardening": 5,
+    "kms.nursery": 5.2,
     "kms.roles": 5,
     "kms.heartbeats": 5,
     "kms.clocks": 5,
