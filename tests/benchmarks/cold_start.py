@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 
 from tests.benchmarks.report import Row, Spread, tell
-from tests.support.capacity import KINDS
 from tests.support.service import Caller, Service, initialised_service
 
 START_MARK_S, MEMORY_MARK_MIB = 1.5, 60.0
+KINDS = ("web", "hsm", "background", "nursery")
 SETTLE_S = 5.0  # seconds from ready to idle
 
 
@@ -81,7 +81,7 @@ def main() -> None:
         memory = Spread.of(resident[kind])
         tell(
             Row(
-                what=f"{kind} worker idle, resident", unit="MiB", ours=memory, better="less",
+                what=f"{kind} process idle, resident", unit="MiB", ours=memory, better="less",
                 beside={"shared pages counted once (PSS)": Spread.of(proportional[kind])},
                 mark=f"{MEMORY_MARK_MIB:.0f} MB", met=memory.median * 2**20 <= MEMORY_MARK_MIB * 1e6,
             )

@@ -4,10 +4,11 @@
 
 A service of its own (SoftHSM, LMDB, HTTPS, two web and two HSM workers, the background process) makes, releases,
 rotates and destroys VM keys, and rotates its KEK and record MAC, while in each round a process gets kill -9 at a random
-point: mostly one web worker, HSM worker or background process, sometimes all of a kind, sometimes the supervisor with
-all that it started. The service must be ready again by itself (the supervisor is started anew, as
-an init system does). Every 50 rounds the load rests, and all that was acknowledged is held against the store, the log
-and the keys themselves. Exit code 1 when anything was found. Some 0.8 s a round on two cores.
+point: mostly one web worker, HSM worker or background process, sometimes all of a kind, sometimes the nursery that they
+are forked from, sometimes the supervisor with all that it started. The service must be ready again by itself (the
+supervisor is started anew, as an init system does). Every 50 rounds the load rests, and all that was acknowledged is
+held against the store, the log and the keys themselves. Exit code 1 when anything was found. Some 0.8 s a round on two
+cores.
 """
 
 from __future__ import annotations

@@ -100,6 +100,26 @@ def test_kill_9_under_load_loses_no_granted_release(service: Service, kind: str)
     assert len(service.workers(kind)) == 2
 
 
+@pytest.mark.parametrize("how", ["kill", "suspend"])
+def test_without_a_nursery_workers_serve_on_and_are_replaced(service: Service, how: str) -> None:
+    create_vm(service, "vm")
+    host = good_host(service, "host")
+    host.attest()
+    (nursery,) = service.workers("nursery")
+    before = {worker.pid for worker in service.workers("web")}
+    getattr(nursery, how)()
+    assert host.try_release("vm").status == 200
+    assert {worker.pid for worker in service.workers("web")} == before
+    for worker in service.workers("web"):
+        worker.kill()
+    host.caller.close()
+    service.wait_ready(2 * limits.WORKER_START_DEADLINE_S)
+    wait_until(lambda: len(service.workers("web")) == 2, 2 * limits.WORKER_START_DEADLINE_S)
+    assert not {worker.pid for worker in service.workers("web")} & before
+    assert host.try_release("vm").status == 200
+    wait_until(lambda: len(service.workers("nursery")) == 1)
+
+
 def test_a_hung_hsm_worker_is_replaced(service: Service) -> None:
     create_vm(service, "vm")
     host = good_host(service, "host")

@@ -12,11 +12,12 @@ import pytest
 from kms.verification import Report, Wrong
 from tests.support.round_acts import ACTS, CreateBatch, CreateOne, DestroyVm, ReleaseOne, RotateVm
 from tests.support.round_facts import Facts
-from tests.support.rounds import Act, Found, Rounds, judge, rounds_on
+from tests.support.rounds import VICTIMS, Act, Found, Rounds, judge, rounds_on
 
 ROUNDS = 200
 SEED = 20261123
 EXPECTED_REFUSALS = {
+    "hsm.token_missing",  # SoftHSM takes a token for none while another process, now dead, was writing it
     "hsm.unavailable",
     "hsm.worker_silent",
     "key.in_use",
@@ -44,7 +45,7 @@ def test_hundreds_of_deaths_under_load_break_nothing(run: Rounds) -> None:
     assert summary.found.words == []
     assert not summary.found.counts
     assert summary.rounds == ROUNDS
-    assert {kind for kind, count in summary.killed.items() if count >= 3} == {"web", "hsm", "background", "supervisor"}
+    assert {kind for kind, count in summary.killed.items() if count >= 3} == set(VICTIMS)
     assert {act.title for act in run.acts if summary.acknowledged[act.title] >= 3} == {act.title for act in run.acts}
     assert sum(summary.unknown.values()) > 50, "too few answers were lost for the deaths to have met anything"
     assert set(summary.refused) <= EXPECTED_REFUSALS

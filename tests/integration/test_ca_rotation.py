@@ -312,6 +312,7 @@ class TestWorstDays:
         assert [caller.get("/v1/hosts/fra-1").status for caller in on_every_worker(host)] == [200] * 12
 
     def test_an_init_that_was_cut_short_between_key_and_certificate(self, fresh: Service) -> None:
+        server_is_by(fresh, 1)  # every worker has read what was there
         key = ec.generate_private_key(ec.SECP256R1())
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         (fresh.folder / "tls" / "server.key").write_bytes(pem)

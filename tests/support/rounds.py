@@ -25,8 +25,9 @@ import psutil
 from tests.support.round_facts import Facts, read_facts
 from tests.support.service import Caller, Reply, Service, put_demo_policy, running_service
 
-Victim = Literal["web", "hsm", "background", "supervisor"]
-VICTIMS: dict[Victim, float] = {"web": 6, "hsm": 6, "background": 5, "supervisor": 0.5}  # how often, beside each other
+Victim = Literal["web", "hsm", "background", "nursery", "supervisor"]
+# How often, beside each other.
+VICTIMS: dict[Victim, float] = {"web": 6, "hsm": 6, "background": 5, "nursery": 1, "supervisor": 0.5}
 KILL_WITHIN_S = 0.25  # seconds after a round's begin; a commit takes some 3 ms, a rotation's page 40
 ALL_AT_ONCE = 0.15  # of the rounds kill all processes of the kind
 RECOVERY_S = 20.0  # seconds in which the service must be ready again by itself

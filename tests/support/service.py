@@ -182,9 +182,9 @@ class Service:
             caller.close()
 
     def workers(self, kind: str) -> list[psutil.Process]:
-        """The running "web", "hsm" or "background" processes."""
+        """The running "web", "hsm" or "background" processes, or the "nursery"."""
         assert self.process is not None
-        sign = {"web": "worker", "hsm": "hsm_adapter", "background": "background"}[kind]
+        sign = {"web": "worker", "hsm": "hsm_adapter", "background": "background", "nursery": "nursery"}[kind]
         return [child for child in psutil.Process(self.process.pid).children() if sign in _command(child)]
 
     def caller(self, role: str) -> Caller:
