@@ -65,7 +65,7 @@ WHEN: Final = {
     (_BACKGROUND, "bug"): "A step of a job met an error that nobody foresaw.",
     (_BACKGROUND, "anchor not written"): "The HSM token didn't remember the audit log's head.",
     (_BACKGROUND, "no cosignature"): "A witness didn't cosign the checkpoint of `size` entries.",
-    (_SUPERVISOR, "nursery lost"): "the process that workers are forked from ended or hung; another one is started",
+    (_SUPERVISOR, "nursery lost"): "The process that workers are forked from ended or hung; another one is started.",
     (_SUPERVISOR, "worker ended"): "A process of the service ended with exit status `code`; info where that is 0.",
     (_SUPERVISOR, "worker hangs"): "A process gave no sign of life, or didn't answer, for that long; it is killed.",
     (_HSM, "serving"): "It takes connections.",
