@@ -71,15 +71,18 @@ async def point(what: str, few: str, ours: Load, beside: Load, rounds: int) -> N
     )
 
 
-def releasing(service: Service, targets: list[Target], seconds: float) -> Load:
-    return lambda: load(service.port, targets, seconds)
-
-
-def targets(service: Service, vms: Sequence[str], prefix: str = "host") -> list[Target]:
-    """Connections of some hosts, each with VMs of its own out of ``vms``, from all over."""
+def releasing(service: Service, vms: Sequence[str], prefix: str, seconds: float) -> Load:
+    """Releases to some hosts, on evidence of now whenever it is called: each connection has VMs of its own out of
+    ``vms``, from all over."""
     some = vms[:: max(1, len(vms) // RELEASED)]
     hosts = [attested(service, f"{prefix}-{number}") for number in range(HOSTS)]
-    return [singles_of(hosts[number % HOSTS], list(some[number::CONNECTIONS])) for number in range(CONNECTIONS)]
+
+    def targets() -> list[Target]:
+        for host in hosts:
+            host.attest()
+        return [singles_of(hosts[number % HOSTS], list(some[number::CONNECTIONS])) for number in range(CONNECTIONS)]
+
+    return lambda: load(service.port, targets(), seconds)
 
 
 def _create(service: Service, policies_by_vm: dict[str, str]) -> list[str]:
@@ -95,7 +98,7 @@ def _create(service: Service, policies_by_vm: dict[str, str]) -> list[str]:
 
 async def keys(many: Service, few: Service, options: argparse.Namespace) -> None:
     source = chain.from_iterable(names(max(options.keys)))
-    beside = releasing(few, targets(few, create_vms(few, "few", options.keys[0])), options.seconds)
+    beside = releasing(few, create_vms(few, "few", options.keys[0]), "host", options.seconds)
     made: list[str] = []
     for number, count in enumerate(options.keys):
         start = time.perf_counter()
@@ -105,13 +108,9 @@ async def keys(many: Service, few: Service, options: argparse.Namespace) -> None
             made += batch
         print(f"{count:,} keys there after {time.perf_counter() - start:.0f} s more", flush=True)
         # Hosts of their own at each point: a lease keeps others out, so each point's VMs are its hosts' alone.
-        ours = releasing(many, _unleased(many, made, number, len(options.keys)), options.seconds)
+        ours = releasing(many, made[number :: len(options.keys)], f"host-{number}", options.seconds)
         what = f"releases over {count:,} keys"
         await point(what, f"over {options.keys[0]:,}", ours, beside, options.rounds)
-
-
-def _unleased(service: Service, made: Sequence[str], number: int, points: int) -> list[Target]:
-    return targets(service, made[number::points], f"host-{number}")
 
 
 # ── hosts ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -137,16 +136,13 @@ async def hosts(many: Service, few: Service, options: argparse.Namespace) -> Non
 
 
 async def policies(many: Service, few: Service, options: argparse.Namespace) -> None:
-    beside = releasing(
-        few,
-        targets(few, _create(few, {f"few-{number}": "eu" for number in range(POLICY_KEYS)}), "policy-host"),
-        options.seconds,
-    )
+    made = _create(few, {f"few-{number}": "eu" for number in range(POLICY_KEYS)})
+    beside = releasing(few, made, "policy-host", options.seconds)
     for count in options.policies:
         await _put_policies(many, count)
         vms = [f"under-{count}-{number}" for number in range(POLICY_KEYS)]
         _create(many, {vm: f"policy-{number % count}" for number, vm in enumerate(vms)})
-        ours = releasing(many, targets(many, vms, f"policy-host-{count}"), options.seconds)
+        ours = releasing(many, vms, f"policy-host-{count}", options.seconds)
         what = f"releases under {count:,} policies"
         await point(what, f"under {options.policies[0]:,}", ours, beside, options.rounds)
 
@@ -198,8 +194,8 @@ async def _listen(service: Service, hosts: Sequence[Enrolled]) -> list[_Stream]:
 
 
 async def agents(many: Service, few: Service, options: argparse.Namespace) -> None:
-    beside = releasing(few, targets(few, create_vms(few, "agents", RELEASED), "agents-host"), options.seconds)
-    ours = releasing(many, targets(many, create_vms(many, "agents", RELEASED), "agents-host"), options.seconds)
+    beside = releasing(few, create_vms(few, "agents", RELEASED), "agents-host", options.seconds)
+    ours = releasing(many, create_vms(many, "agents", RELEASED), "agents-host", options.seconds)
     most = max(options.agents)
     hosts = await enrol_many(many, most, keep=most, prefix="agent")
     streams: list[_Stream] = []
