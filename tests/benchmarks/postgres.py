@@ -136,9 +136,10 @@ Rounds = dict[str, list[float]]  # a figure a round, ours under ""
 
 
 def row(what: str, unit: str, rounds: Rounds, **more: Any) -> Row:
-    """``rounds`` as a row."""
-    ours, *beside = (Spread.of(rounds[name]) for name in ("", *(name for name in rounds if name)))
-    return Row(what=what, unit=unit, ours=ours, beside=dict(zip([n for n in rounds if n], beside, strict=True)), **more)
+    """``rounds`` as a row; a chief one if it has a mark."""
+    ours, *others = (Spread.of(rounds[name]) for name in ("", *(name for name in rounds if name)))
+    beside = dict(zip([name for name in rounds if name], others, strict=True))
+    return Row(what=what, unit=unit, ours=ours, beside=beside, chief="mark" in more, **more)
 
 
 async def speed(three: Cluster, stores: tuple[Store, Store], folder: Path, seconds: float) -> None:
@@ -321,6 +322,7 @@ async def fail_overs(count: int) -> None:
             better="less",
             mark=f"{GAP_S:.0f} s",
             met=max(gaps) <= GAP_S,
+            chief=True,
         ),
         Row(
             what=f"of {acknowledged:,} acknowledged commits lost, doubled or unasked",
@@ -330,6 +332,7 @@ async def fail_overs(count: int) -> None:
             mark="0",
             met=not lost + doubled,
             note=note,
+            chief=True,
         ),
     )
     assert not lost

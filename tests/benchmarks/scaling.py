@@ -55,7 +55,7 @@ STREAM = b"GET /v1/hosts/%s/events HTTP/1.1\r\nHost: localhost\r\nAccept: text/e
 Load = Callable[[], Awaitable[Figures]]
 
 
-async def point(what: str, few: str, ours: Load, beside: Load, rounds: int) -> None:
+async def point(what: str, few: str, ours: Load, beside: Load, rounds: int, *, last: bool) -> None:
     """One point of a curve: rate and p99, ours and those of the service with ``few``, in turns."""
     figures: tuple[list[Figures], list[Figures]] = ([], [])
     for _ in range(rounds):
@@ -66,7 +66,7 @@ async def point(what: str, few: str, ours: Load, beside: Load, rounds: int) -> N
     flat = rates.median >= FLAT_MARK * fews.median
     mark = f"≥ {FLAT_MARK} of the service beside"
     tell(
-        Row(what=what, unit="1/s", ours=rates, beside={few: fews}, mark=mark, met=flat),
+        Row(what=what, unit="1/s", ours=rates, beside={few: fews}, mark=mark, met=flat, chief=last),
         Row(what=f"{what}, p99", unit="ms", ours=late, beside={few: fews_late}, better="less"),
     )
 
@@ -110,7 +110,7 @@ async def keys(many: Service, few: Service, options: argparse.Namespace) -> None
         # Hosts of their own at each point: a lease keeps others out, so each point's VMs are its hosts' alone.
         ours = releasing(many, made[number :: len(options.keys)], f"host-{number}", options.seconds)
         what = f"releases over {count:,} keys"
-        await point(what, f"over {options.keys[0]:,}", ours, beside, options.rounds)
+        await point(what, f"over {options.keys[0]:,}", ours, beside, options.rounds, last=count == options.keys[-1])
 
 
 # ── hosts ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -127,7 +127,14 @@ async def hosts(many: Service, few: Service, options: argparse.Namespace) -> Non
         print(f"{count:,} hosts there after {time.perf_counter() - start:.0f} s more", flush=True)
         big = await crowd(many, new)
         ours, beside = (partial(each.closed_loop, options.seconds, min(AT_ONCE, least)) for each in (big, small))
-        await point(f"attestations of {count:,} enrolled hosts", f"of {least:,}", ours, beside, options.rounds)
+        await point(
+            f"attestations of {count:,} enrolled hosts",
+            f"of {least:,}",
+            ours,
+            beside,
+            options.rounds,
+            last=count == options.hosts[-1],
+        )
         big.close()
     small.close()
 
@@ -144,7 +151,9 @@ async def policies(many: Service, few: Service, options: argparse.Namespace) -> 
         _create(many, {vm: f"policy-{number % count}" for number, vm in enumerate(vms)})
         ours = releasing(many, vms, f"policy-host-{count}", options.seconds)
         what = f"releases under {count:,} policies"
-        await point(what, f"under {options.policies[0]:,}", ours, beside, options.rounds)
+        await point(
+            what, f"under {options.policies[0]:,}", ours, beside, options.rounds, last=count == options.policies[-1]
+        )
 
 
 async def _put_policies(service: Service, count: int) -> None:
@@ -201,7 +210,14 @@ async def agents(many: Service, few: Service, options: argparse.Namespace) -> No
     streams: list[_Stream] = []
     for count in options.agents:
         streams += await _listen(many, hosts[len(streams) : count])
-        await point(f"releases beside {count:,} event streams", "beside none", ours, beside, options.rounds)
+        await point(
+            f"releases beside {count:,} event streams",
+            "beside none",
+            ours,
+            beside,
+            options.rounds,
+            last=count == options.agents[-1],
+        )
         assert not any(stream.transport.is_closing() for stream in streams)
     for stream in streams:
         stream.transport.close()
