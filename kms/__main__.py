@@ -9,26 +9,30 @@ from pathlib import Path
 
 from kms.lean import lean_imports
 
-# Program, kind, supervisor's pid, socket's descriptor.
-_NURSERY_ARGUMENTS = 4
+# Program, kind, supervisor's pid, socket's descriptor, its children's descriptors with commas between.
+_NURSERY_ARGUMENTS = 5
 
 
 def main(arguments: list[str]) -> None:
     """Runs what the arguments name."""
     if len(arguments) == _NURSERY_ARGUMENTS and arguments[1] == "nursery":
-        _nursery(*map(int, arguments[2:]))
+        _nursery(int(arguments[2]), int(arguments[3]), frozenset(map(int, arguments[4].split(","))))
         return
     from kms.cli.serve import serve
 
     serve(args=arguments[1:])
 
 
-def _nursery(parent: int, descriptor: int) -> None:
+def _nursery(parent: int, descriptor: int, files: frozenset[int]) -> None:
+    from kms import hardening
+
+    hardening.protect_memory()
+    hardening.die_with_parent(parent)  # before the rest is loaded, which takes a second
     with lean_imports():
         import setproctitle
         import uvloop
 
-        from kms import app, background, hardening, logs, nursery
+        from kms import app, background, logs, nursery
         from kms.heartbeats import Heartbeats
         from kms.roles import Role, ended_in_words, processes
         from kms.settings import read_home
@@ -36,8 +40,8 @@ def _nursery(parent: int, descriptor: int) -> None:
     def run(arguments: list[str]) -> None:
         """A worker: its kind, folder, the supervisor's role, the heartbeats' descriptor; a web worker's index and its
         listener's descriptor."""
-        setproctitle.setproctitle(" ".join((sys.executable, "-m", "kms", *arguments)))
         hardening.die_with_parent(parent)
+        setproctitle.setproctitle(" ".join((sys.executable, "-m", "kms", *arguments)))
         kind, folder, role, descriptor, *web = arguments
         name = f"web-{web[0]}" if kind == "worker" else kind
         home = read_home(Path(folder))
@@ -49,9 +53,7 @@ def _nursery(parent: int, descriptor: int) -> None:
             else:
                 runner.run(background.serve(home, beats))
 
-    hardening.protect_memory()
-    hardening.die_with_parent(parent)
-    nursery.serve(descriptor, parent, run)
+    nursery.serve(descriptor, files, run)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ class NurseryLost(Exception):
 
 
 class Nursery:
-    """The supervisor's side. ``command`` runs the process, with the number of its socket's descriptor behind it;
-    ``files`` are the descriptors that its children may need."""
+    """The supervisor's side. ``command`` runs the process, with the numbers of its socket's descriptor and of ``files``
+    behind it: the descriptors that its children may need."""
 
     def __init__(self, command: Sequence[str], files: Sequence[int], environment: Mapping[str, str]) -> None:
         self._command = tuple(command)
@@ -47,14 +47,14 @@ class Nursery:
         async with self._turn:
             await self._start()
 
-    async def fork(self, arguments: Sequence[str]) -> Forked:
-        """A worker that has these arguments. Raises NurseryLost, OSError."""
+    async def fork(self, arguments: Sequence[str], files: Sequence[int] = ()) -> Forked:
+        """A worker that has these arguments and, of the nursery's, these ``files``. Raises NurseryLost, OSError."""
         async with self._turn:
             if self._process is None or self._process.returncode is not None:
                 await self._start()
             try:
                 async with asyncio.timeout(limits.WORKER_START_DEADLINE_S):
-                    return Forked(await self._ask(arguments))
+                    return Forked(await self._ask(arguments, files))
             except (OSError, ValueError) as error:  # TimeoutError is an OSError; no answer at all is no number
                 await self._end()
                 raise NurseryLost(str(error) or type(error).__name__) from error
@@ -73,17 +73,18 @@ class Nursery:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 str(theirs.fileno()),
+                ",".join(map(str, self._files)),
                 pass_fds=(*self._files, theirs.fileno()),
                 env=self._environment,
                 stdin=asyncio.subprocess.DEVNULL,
             )
         self._socket = ours
 
-    async def _ask(self, arguments: Sequence[str]) -> int:
+    async def _ask(self, arguments: Sequence[str], files: Sequence[int]) -> int:
         if self._socket is None:
             raise NurseryLost("it isn't running")
         loop = asyncio.get_running_loop()
-        await loop.sock_sendall(self._socket, json.dumps(list(arguments)).encode())
+        await loop.sock_sendall(self._socket, json.dumps([list(arguments), list(files)]).encode())
         return int(await loop.sock_recv(self._socket, _MESSAGE_BYTES_MAX))
 
     async def _end(self) -> None:
@@ -124,48 +125,43 @@ class Forked:
         os.close(self._pidfd)
 
 
-def serve(descriptor: int, parent: int, run: Callable[[list[str]], None]) -> None:
+def serve(descriptor: int, files: frozenset[int], run: Callable[[list[str]], None]) -> None:
     """The process: forks a worker that runs ``run`` for each list of arguments that comes, until the supervisor hangs
-    up. ``parent`` is the supervisor's pid."""
+    up. A worker keeps only those of ``files`` that came with its arguments."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the supervisor
     with socket.socket(fileno=descriptor) as asked:
         while message := asked.recv(_MESSAGE_BYTES_MAX):
-            arguments = json.loads(message)
-            pid = _fork(asked, parent, arguments, run)
+            arguments, kept = json.loads(message)
+            pid = _fork((descriptor, *(files - set(kept))), arguments, run)
             asked.send(str(pid).encode())
 
 
-def _fork(asked: socket.socket, parent: int, arguments: list[str], run: Callable[[list[str]], None]) -> int:
-    """The pid of a worker whose parent is the supervisor by now."""
+def _fork(others: Sequence[int], arguments: list[str], run: Callable[[list[str]], None]) -> int:
+    """The pid of a worker whose parent is the supervisor by now; ``others`` are descriptors that aren't for it."""
     reading, writing = os.pipe()
-    between = os.fork()
-    if not between:
+    child = os.fork()
+    if not child:
+        between = os.getpid()
         worker = os.fork()
         if worker:
             os.write(writing, str(worker).encode())
             os._exit(0)  # and the worker is an orphan
-        _become_worker(asked, (reading, writing), parent, arguments, run)
+        _become_worker((*others, reading, writing), between, arguments, run)
     os.close(writing)
-    os.waitpid(between, 0)
+    os.waitpid(child, 0)
     with os.fdopen(reading, "rb") as found:
         return int(found.read())
 
 
 def _become_worker(
-    asked: socket.socket,
-    pipe: tuple[int, int],
-    parent: int,
-    arguments: list[str],
-    run: Callable[[list[str]], None],
+    others: Sequence[int], between: int, arguments: list[str], run: Callable[[list[str]], None]
 ) -> NoReturn:
     status = 1
     try:
-        asked.close()
-        for descriptor in pipe:
+        for descriptor in others:
             os.close(descriptor)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        deadline = time.monotonic() + limits.WORKER_START_DEADLINE_S
-        while os.getppid() != parent and time.monotonic() < deadline:
+        while os.getppid() == between:  # its end makes the supervisor our parent; or another, if that is dead by now
             time.sleep(_POLL_S)
         run(arguments)
         status = 0

@@ -44,6 +44,7 @@ class Worker:
 
     name: str
     command: Sequence[str]  # the arguments alone of one that is forked
+    files: tuple[int, ...] = ()  # the descriptors that one that is forked is told of
     socket: Path | None = None
     pin: Pin | None = None  # prompted for; handed to the worker on its standard input
     process: asyncio.subprocess.Process | Forked | None = None
@@ -59,10 +60,8 @@ class Supervisor:
         workers: Sequence[Worker],
         heartbeats: Heartbeats,
         metrics_folder: Path,
-        files: Sequence[int],
         pin_variable: str = "",
     ) -> None:
-        """``files``: the descriptors that workers are told of."""
         self._workers = tuple(workers)
         self._heartbeats = heartbeats
         self._metrics = metrics_folder
@@ -71,7 +70,8 @@ class Supervisor:
         # Web workers hold no PIN, so they don't inherit one either.
         without_pin = {name: value for name, value in self._environment.items() if name != pin_variable}
         command = (sys.executable, "-m", "kms", "nursery", str(os.getpid()))
-        self._nursery = Nursery(command, files, without_pin)
+        files = {descriptor for worker in self._workers for descriptor in worker.files}
+        self._nursery = Nursery(command, sorted(files), without_pin)
         self._stopping = asyncio.Event()
         self._manager = Manager()
         self._hopeless = False
@@ -163,7 +163,7 @@ class Supervisor:
     async def _start(self, worker: Worker) -> asyncio.subprocess.Process | Forked:
         if worker.socket is None:
             self._heartbeats.starting(worker.name)
-            forked = await self._nursery.fork(worker.command)
+            forked = await self._nursery.fork(worker.command, worker.files)
             self._heartbeats.starting(worker.name)  # from now on; the nursery may have had to load
             return forked
         stdin = asyncio.subprocess.DEVNULL if worker.pin is None else asyncio.subprocess.PIPE
@@ -292,6 +292,7 @@ def web_workers(home: Home, role: Role, sockets: Sequence[socket.socket], heartb
         Worker(
             f"web-{index}",
             ("worker", str(home.folder), role.value, str(heartbeats), str(index), str(listener.fileno())),
+            files=(heartbeats, listener.fileno()),
             stage=_WEB,
         )
         for index, listener in enumerate(sockets)
@@ -300,7 +301,8 @@ def web_workers(home: Home, role: Role, sockets: Sequence[socket.socket], heartb
 
 def background_worker(home: Home, role: Role, heartbeats: int) -> Worker:
     """The process that does periodic and long work."""
-    return Worker("background", ("background", str(home.folder), role.value, str(heartbeats)), stage=_BACKGROUND)
+    command = ("background", str(home.folder), role.value, str(heartbeats))
+    return Worker("background", command, files=(heartbeats,), stage=_BACKGROUND)
 
 
 def web_sockets(home: Home) -> list[socket.socket]:
@@ -324,8 +326,7 @@ async def supervise(home: Home, role: Role, ready: Callable[[], None]) -> None:
     workers = web_workers(home, role, sockets, heartbeats.descriptor)
     if role is Role.ALL:
         workers = [*hsm_workers(home), *workers, background_worker(home, role, heartbeats.descriptor)]
-    files = (heartbeats.descriptor, *(listener.fileno() for listener in sockets))
-    supervisor = Supervisor(workers, heartbeats, folder, files, variable if source == "env" else "")
+    supervisor = Supervisor(workers, heartbeats, folder, variable if source == "env" else "")
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.stop)

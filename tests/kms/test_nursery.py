@@ -30,7 +30,7 @@ def run(arguments):
     if how == "live":
         time.sleep(60)
 
-nursery.serve(int(sys.argv[2]), int(sys.argv[1]), run)
+nursery.serve(int(sys.argv[2]), frozenset(map(int, sys.argv[3].split(","))), run)
 """
 
 
@@ -44,7 +44,7 @@ async def pipe() -> AsyncIterator[tuple[int, int]]:
 
 @pytest.fixture
 async def nursery(pipe: tuple[int, int]) -> AsyncIterator[Nursery]:
-    command = (sys.executable, "-c", PROCESS, str(os.getpid()))
+    command = (sys.executable, "-c", PROCESS, "")
     made = Nursery(command, [pipe[1]], {**os.environ, "PYTHONPATH": str(ROOT)})
     await made.start()
     yield made
@@ -57,11 +57,19 @@ def process_of(nursery: Nursery) -> psutil.Process:
 
 
 async def test_a_worker_is_the_supervisors_own_child(nursery: Nursery, pipe: tuple[int, int]) -> None:
-    worker = await nursery.fork(["write", str(pipe[1])])
+    worker = await nursery.fork(["write", str(pipe[1])], [pipe[1]])
     assert await worker.wait() == 0
     assert worker.returncode == 0
     assert os.read(pipe[0], 99) == b"%d 1" % os.getpid()
     assert process_of(nursery).children() == []  # nor is anything of it left there
+
+
+async def test_it_has_no_descriptor_that_is_not_its_own(nursery: Nursery, pipe: tuple[int, int]) -> None:
+    assert await (await nursery.fork(["write", str(pipe[1])])).wait() == 1  # EBADF
+    worker = await nursery.fork(["live"])
+    assert psutil.Process(worker.pid).num_fds() == 3
+    worker.send_signal(signal.SIGKILL)
+    await worker.wait()
 
 
 @pytest.mark.parametrize(
