@@ -9,21 +9,21 @@ from pathlib import Path
 
 from kms.lean import lean_imports
 
-# Program, kind, supervisor's pid, socket's descriptor, its children's descriptors with commas between.
-_NURSERY_ARGUMENTS = 5
+# Program, kind, supervisor's pid, socket's descriptor.
+_NURSERY_ARGUMENTS = 4
 
 
 def main(arguments: list[str]) -> None:
     """Runs what the arguments name."""
     if len(arguments) == _NURSERY_ARGUMENTS and arguments[1] == "nursery":
-        _nursery(int(arguments[2]), int(arguments[3]), frozenset(map(int, arguments[4].split(","))))
+        _nursery(*map(int, arguments[2:]))
         return
     from kms.cli.serve import serve
 
     serve(args=arguments[1:])
 
 
-def _nursery(parent: int, descriptor: int, files: frozenset[int]) -> None:
+def _nursery(parent: int, descriptor: int) -> None:
     from kms import hardening
 
     hardening.protect_memory()
@@ -53,7 +53,7 @@ def _nursery(parent: int, descriptor: int, files: frozenset[int]) -> None:
             else:
                 runner.run(background.serve(home, beats))
 
-    nursery.serve(descriptor, files, run)
+    nursery.serve(descriptor, run)
 
 
 if __name__ == "__main__":

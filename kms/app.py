@@ -23,8 +23,9 @@ from kms.errors import Unavailable
 from kms.evidence.ek import VendorCas
 from kms.flows.context import AttestationProfile, Context, LogProfile
 from kms.heartbeats import Heartbeats
-from kms.records import Records, RuntimePolicies
+from kms.records import Records
 from kms.rollback import RollbackGuard
+from kms.runtime_records import RuntimePolicies
 from kms.settings import Home
 from kms.signing_keys import first_keys
 from kms.store.lmdb import LmdbStore

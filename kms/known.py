@@ -38,9 +38,9 @@ from kms.records import (
     SESSIONS,
     Loaded,
     Records,
-    RuntimePolicies,
     read_keys_in_use,
 )
+from kms.runtime_records import RuntimePolicies
 from kms.signing_keys import SIGNING_KEYS, SigningKey, read_signing_key
 from kms.store.port import Check
 

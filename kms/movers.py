@@ -19,21 +19,10 @@ from kms.custody.port import Amend, Custody, KeyRecord, OperationError, SessionR
 from kms.domain import AttestationSession, RotatedKey
 from kms.errors import KeypeerError, Unavailable
 from kms.quotas import QUOTAS
-from kms.records import (
-    OLD_PREFIX,
-    SESSIONS,
-    VM_PREFIX,
-    Kind,
-    Loaded,
-    Records,
-    decode_vm,
-    encode_vm,
-    old_key,
-    seal_version,
-    tampered,
-)
+from kms.records import OLD_PREFIX, SESSIONS, VM_PREFIX, Kind, Loaded, Records, old_key, seal_version, tampered
 from kms.signing_keys import SIGNING_KEYS
 from kms.store.port import Item, Store
+from kms.vm_records import decode_vm, encode_vm
 
 _session_record = msgspec.msgpack.Decoder(SessionRecord)
 

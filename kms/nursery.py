@@ -31,8 +31,8 @@ class NurseryLost(Exception):
 
 
 class Nursery:
-    """The supervisor's side. ``command`` runs the process, with the numbers of its socket's descriptor and of ``files``
-    behind it: the descriptors that its children may need."""
+    """The supervisor's side. ``command`` runs the process, with the number of its socket's descriptor behind it;
+    ``files`` are the descriptors that its children may need. The first worker that is asked for starts it."""
 
     def __init__(self, command: Sequence[str], files: Sequence[int], environment: Mapping[str, str]) -> None:
         self._command = tuple(command)
@@ -41,11 +41,6 @@ class Nursery:
         self._process: asyncio.subprocess.Process | None = None
         self._socket: socket.socket | None = None
         self._turn = asyncio.Lock()
-
-    async def start(self) -> None:
-        """Starts the process, so that it loads while other things are done."""
-        async with self._turn:
-            await self._start()
 
     async def fork(self, arguments: Sequence[str], files: Sequence[int] = ()) -> Forked:
         """A worker that has these arguments and, of the nursery's, these ``files``. Raises NurseryLost, OSError."""
@@ -73,7 +68,6 @@ class Nursery:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 str(theirs.fileno()),
-                ",".join(map(str, self._files)),
                 pass_fds=(*self._files, theirs.fileno()),
                 env=self._environment,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -102,7 +96,7 @@ class Forked:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        self._ended = asyncio.get_running_loop().create_future()
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._pidfd = os.pidfd_open(pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)  # readable once it has ended (pidfd_open(2))
 
@@ -112,32 +106,30 @@ class Forked:
 
     async def wait(self) -> int:
         """Its exit code; that of a signal is negative."""
-        await asyncio.shield(self._ended)
-        return self.returncode if self.returncode is not None else -signal.SIGKILL
+        return await asyncio.shield(self._ended)
 
     def _reap(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         _, status = os.waitpid(self.pid, 0)
         self.returncode = os.waitstatus_to_exitcode(status)
-        self._ended.set_result(None)
+        self._ended.set_result(self.returncode)
 
     def __del__(self) -> None:
         os.close(self._pidfd)
 
 
-def serve(descriptor: int, files: frozenset[int], run: Callable[[list[str]], None]) -> None:
+def serve(descriptor: int, run: Callable[[list[str]], None]) -> None:
     """The process: forks a worker that runs ``run`` for each list of arguments that comes, until the supervisor hangs
-    up. A worker keeps only those of ``files`` that came with its arguments."""
+    up. Of its descriptors a worker keeps those that came with the arguments, and the standard ones."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the supervisor
     with socket.socket(fileno=descriptor) as asked:
         while message := asked.recv(_MESSAGE_BYTES_MAX):
-            arguments, kept = json.loads(message)
-            pid = _fork((descriptor, *(files - set(kept))), arguments, run)
-            asked.send(str(pid).encode())
+            arguments, files = json.loads(message)
+            asked.send(str(_fork(arguments, files, run)).encode())
 
 
-def _fork(others: Sequence[int], arguments: list[str], run: Callable[[list[str]], None]) -> int:
-    """The pid of a worker whose parent is the supervisor by now; ``others`` are descriptors that aren't for it."""
+def _fork(arguments: list[str], files: list[int], run: Callable[[list[str]], None]) -> int:
+    """The pid of a worker whose parent is the supervisor by now."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -146,20 +138,26 @@ def _fork(others: Sequence[int], arguments: list[str], run: Callable[[list[str]]
         if worker:
             os.write(writing, str(worker).encode())
             os._exit(0)  # and the worker is an orphan
-        _become_worker((*others, reading, writing), between, arguments, run)
+        _become_worker(between, arguments, files, run)
     os.close(writing)
     os.waitpid(child, 0)
     with os.fdopen(reading, "rb") as found:
         return int(found.read())
 
 
+def _close_all_but(files: Sequence[int]) -> None:
+    last = 2  # the standard ones
+    for descriptor in (*sorted(files), os.sysconf("SC_OPEN_MAX")):
+        os.closerange(last + 1, descriptor)
+        last = descriptor
+
+
 def _become_worker(
-    others: Sequence[int], between: int, arguments: list[str], run: Callable[[list[str]], None]
+    between: int, arguments: list[str], files: Sequence[int], run: Callable[[list[str]], None]
 ) -> NoReturn:
     status = 1
     try:
-        for descriptor in others:
-            os.close(descriptor)
+        _close_all_but(files)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         while os.getppid() == between:  # its end makes the supervisor our parent; or another, if that is dead by now
             time.sleep(_POLL_S)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,11 +19,9 @@ import msgspec
 
 from keypeer.wire.encoding import field
 from keypeer.wire.messages import PolicyDocument
-from keypeer.wire.runtime import RuntimePolicy
 from kms import domain, limits
-from kms.custody.port import Custody, KeyRecord, KeySize, MacValue
+from kms.custody.port import Custody, MacValue
 from kms.errors import BadRequest, KeypeerError, Unavailable
-from kms.evidence.ima.policy import CompiledRuntime
 from kms.policy.model import Policy, compile_policy
 from kms.store.port import Check, Item, Store
 
@@ -35,7 +32,6 @@ _MAC_BYTES = 32
 _HEAD_BYTES = 4 + _MAC_BYTES
 _encode = msgspec.msgpack.Encoder().encode
 _document = msgspec.json.Decoder(PolicyDocument)
-_runtime = msgspec.msgpack.Decoder(RuntimePolicy)
 
 
 class Unsealed(NamedTuple):
@@ -90,7 +86,7 @@ REFUSALS = Kind("refusal", domain.Refusal, sealed=False)  # by host
 APPROVAL_RULES = Kind("approval-rules", domain.ApprovalRules)  # one, called "officers"
 PROPOSALS = Kind("proposal", domain.Proposal)  # by id
 OPEN_PROPOSALS = Kind("proposal-open", domain.OpenProposal, sealed=False)  # by id; the proposal itself is sealed
-VM_PREFIX = b"vm/"  # current versions; values are hsm_adapter KeyRecords (encode_vm), which carry their own MAC
+VM_PREFIX = b"vm/"  # current versions; values are hsm_adapter KeyRecords (kms.vm_records), which carry their own MAC
 OLD_PREFIX = b"vm-old/"  # versions before, by VM and version
 TOMBSTONES = Kind("vm-gone", domain.Tombstone)  # by VM
 VM_ROTATIONS = Kind("vm-rotation", domain.VmRotation)  # by rotation
@@ -133,65 +129,6 @@ def old_key(vm: str, version: int) -> bytes:
 def held_key(host: str, vm: str) -> bytes:
     """Where it stands that ``host`` may have a lease on ``vm``."""
     return b"%s%s/%s" % (HELD_PREFIX, host.encode(), vm.encode())
-
-
-class _StoredKey(msgspec.Struct, frozen=True, array_like=True):
-    """A KeyRecord without what its store key says, and without its type's name: there are millions."""
-
-    key_version: int
-    size: KeySize
-    attributes: bytes
-    kek: int
-    mac_key: int
-    wrapped: bytes
-    mac: bytes
-
-
-_stored_key = msgspec.msgpack.Decoder(_StoredKey)
-_key_record = msgspec.msgpack.Decoder(KeyRecord)
-_KEY_RECORD_HEAD = b"\x99"  # a msgpack array of nine: how KeyRecords were stored first, with name and type
-
-
-def encode_vm(record: KeyRecord) -> bytes:
-    """A key record as stored under its VM's name."""
-    return _encode(
-        _StoredKey(
-            record.key_version,
-            record.size,
-            record.attributes,
-            record.kek,
-            record.mac_key,
-            record.wrapped,
-            record.mac,
-        )
-    )
-
-
-def decode_vm(item: Item) -> KeyRecord:
-    """A VM's key record, or an old version's, as stored. Its MAC, which covers the VM's name, is the HSM worker's to
-    check before any unwrap. Raises ``store.tampered`` for what is none."""
-    try:
-        vm = item.key.split(b"/", 2)[1].decode()
-        if item.value[:1] == _KEY_RECORD_HEAD:
-            record = _key_record.decode(item.value)
-            if record.vm != vm:
-                raise tampered(item.key)
-            return record
-        stored = _stored_key.decode(item.value)
-        if item.key.startswith(OLD_PREFIX) and item.key != old_key(vm, stored.key_version):
-            raise tampered(item.key)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise tampered(item.key) from None
-    return KeyRecord(
-        vm,
-        stored.key_version,
-        stored.size,
-        stored.attributes,
-        stored.kek,
-        stored.mac_key,
-        stored.wrapped,
-        stored.mac,
-    )
 
 
 class Loaded(NamedTuple, Generic[T]):
@@ -356,59 +293,9 @@ async def load_policy(records: Records, name: str) -> Loaded[Policy] | None:
     return None if stored is None else Loaded(stored.key, _compile(name, stored.value.document), stored.version)
 
 
-def runtime_document_key(sha256: bytes) -> bytes:
-    """Where a runtime policy's packed document stands. It needs no seal: the sealed record names its digest."""
-    return b"runtime-document/" + sha256.hex().encode()
-
-
-def pack_runtime(document: RuntimePolicy) -> bytes:
-    """A runtime policy's document: msgpack, deflated (RFC 1950). Digests don't shrink, the paths beside them do."""
-    return zlib.compress(_encode(document), 1)
-
-
-async def load_runtime_document(store: Store, stored: domain.StoredRuntimePolicy) -> RuntimePolicy:
-    """The document that ``stored`` names; raises ``store.tampered`` for another one."""
-    key = runtime_document_key(stored.sha256)
-    item = await store.get(key)
-    if item is None or not hmac.compare_digest(hashlib.sha256(item.value).digest(), stored.sha256):
-        raise tampered(key)
-    return _runtime.decode(zlib.decompress(item.value))
-
-
 def proposal_document_key(proposal: str) -> bytes:
     """Where a proposal's document stands, deflated. It needs no seal: the sealed record names its digest."""
     return b"proposal-document/" + proposal.encode()
-
-
-class RuntimePolicies:
-    """The runtime policies in force, freshly read; each compiled once for its document's digest, which every worker
-    finds in the record."""
-
-    def __init__(self, store: Store, records: Records) -> None:
-        self._store = store
-        self._records = records
-        self._compiled: OrderedDict[tuple[str, bytes], CompiledRuntime] = OrderedDict()
-
-    async def load(self) -> tuple[Loaded[CompiledRuntime], ...]:
-        """All of them, in the order of their names."""
-        try:
-            return await self._load()
-        except Unavailable:  # a document that was replaced between the two reads
-            return await self._load()
-
-    async def _load(self) -> tuple[Loaded[CompiledRuntime], ...]:
-        stored = await self._records.page(RUNTIME_POLICIES, "", limits.RUNTIME_POLICIES_MAX)
-        return tuple([Loaded(each.key, await self._ready(each.value), each.version) for each in stored])
-
-    async def _ready(self, stored: domain.StoredRuntimePolicy) -> CompiledRuntime:
-        key = (stored.name, stored.sha256)
-        ready = self._compiled.get(key)
-        if ready is None:
-            ready = CompiledRuntime(stored.name, await load_runtime_document(self._store, stored))
-            self._compiled[key] = ready
-            while len(self._compiled) > 2 * limits.RUNTIME_POLICIES_MAX:
-                self._compiled.popitem(last=False)
-        return ready
 
 
 @lru_cache(limits.COMPILED_POLICIES_MAX)

@@ -56,11 +56,7 @@ class Supervisor:
     """Keeps ``workers`` running until ``stop``."""
 
     def __init__(
-        self,
-        workers: Sequence[Worker],
-        heartbeats: Heartbeats,
-        metrics_folder: Path,
-        pin_variable: str = "",
+        self, workers: Sequence[Worker], heartbeats: Heartbeats, metrics_folder: Path, pin_variable: str = ""
     ) -> None:
         self._workers = tuple(workers)
         self._heartbeats = heartbeats
@@ -86,7 +82,6 @@ class Supervisor:
         """Runs until stopped; every worker has ended when it returns. A bug in here ends the service, loudly: workers
         that nobody replaces would be found out much later. Raises BadRequest when the store is of another version."""
         try:
-            await self._nursery.start()
             async with asyncio.TaskGroup() as keepers:
                 for worker in self._workers:
                     keepers.create_task(self._keep(worker))
@@ -162,10 +157,8 @@ class Supervisor:
 
     async def _start(self, worker: Worker) -> asyncio.subprocess.Process | Forked:
         if worker.socket is None:
-            self._heartbeats.starting(worker.name)
-            forked = await self._nursery.fork(worker.command, worker.files)
-            self._heartbeats.starting(worker.name)  # from now on; the nursery may have had to load
-            return forked
+            self._heartbeats.starting(worker.name)  # not afterwards: it may serve already
+            return await self._nursery.fork(worker.command, worker.files)
         stdin = asyncio.subprocess.DEVNULL if worker.pin is None else asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*worker.command, env=self._environment, stdin=stdin)
         worker.started = time.monotonic()

@@ -1,7 +1,7 @@
 """VM keys in the store: their records, and the index records that are put and deleted in the same commits.
 
 ======================================  ===================================================================
-``vm/<vm>``                             the current version (kms.records)
+``vm/<vm>``                             the current version (``encode_vm``)
 ``vm-old/<vm>/<version>``               a version before it
 ``vm-gone/<vm>``                        what is left of a destroyed key
 ``vm-by/tenant/<tenant>/<vm>``          of a VM that has a tenant
@@ -20,14 +20,76 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kms.custody.port import Amend, Custody, KeyRecord, OperationError
+import msgspec
+
+from kms.custody.port import Amend, Custody, KeyRecord, KeySize, OperationError
 from kms.domain import KeyAttributes, KeyState, pack_attributes
 from kms.errors import Unavailable
-from kms.records import decode_vm, encode_vm, old_key, tampered, vm_key
+from kms.records import OLD_PREFIX, old_key, tampered, vm_key
 from kms.store.port import Check, Item
 from kms.views import key_attributes
 
 DUE_PREFIX = b"due/"
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class _StoredKey(msgspec.Struct, frozen=True, array_like=True):
+    """A KeyRecord without what its store key says, and without its type's name: there are millions."""
+
+    key_version: int
+    size: KeySize
+    attributes: bytes
+    kek: int
+    mac_key: int
+    wrapped: bytes
+    mac: bytes
+
+
+_stored_key = msgspec.msgpack.Decoder(_StoredKey)
+_key_record = msgspec.msgpack.Decoder(KeyRecord)
+_KEY_RECORD_HEAD = b"\x99"  # a msgpack array of nine: how KeyRecords were stored first, with name and type
+
+
+def encode_vm(record: KeyRecord) -> bytes:
+    """A key record as stored under its VM's name."""
+    return _encode(
+        _StoredKey(
+            record.key_version,
+            record.size,
+            record.attributes,
+            record.kek,
+            record.mac_key,
+            record.wrapped,
+            record.mac,
+        )
+    )
+
+
+def decode_vm(item: Item) -> KeyRecord:
+    """A VM's key record, or an old version's, as stored. Its MAC, which covers the VM's name, is the HSM worker's to
+    check before any unwrap. Raises ``store.tampered`` for what is none."""
+    try:
+        vm = item.key.split(b"/", 2)[1].decode()
+        if item.value[:1] == _KEY_RECORD_HEAD:
+            record = _key_record.decode(item.value)
+            if record.vm != vm:
+                raise tampered(item.key)
+            return record
+        stored = _stored_key.decode(item.value)
+        if item.key.startswith(OLD_PREFIX) and item.key != old_key(vm, stored.key_version):
+            raise tampered(item.key)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise tampered(item.key) from None
+    return KeyRecord(
+        vm,
+        stored.key_version,
+        stored.size,
+        stored.attributes,
+        stored.kek,
+        stored.mac_key,
+        stored.wrapped,
+        stored.mac,
+    )
 
 
 class StoredVm(NamedTuple):

@@ -42,6 +42,7 @@ FLOORS = {
     "kms.views": 2.3,
     "kms.records": 2.5,
     "kms.vm_records": 2.6,
+    "kms.runtime_records": 2.6,
     "kms.vm_filter": 2.7,
     "kms.quotas": 2.7,
     "kms.rollback": 2.7,

@@ -20,8 +20,9 @@ from kms.domain import AttestationSession, EnrolledHost, IssuedCertificate, Role
 from kms.errors import KeypeerError, NotFound, Refused, Unavailable
 from kms.evidence.ek import VendorCas
 from kms.listeners import Listeners
-from kms.records import HOSTS, Loaded, Records, RuntimePolicies
+from kms.records import HOSTS, Loaded, Records
 from kms.rollback import RollbackGuard
+from kms.runtime_records import RuntimePolicies
 from kms.signing_keys import SigningKey, load_signing_key
 from kms.store.port import Check, Commit, Committed, Conflict, Count, Store
 from kms.store.port import Outcome as StoreOutcome

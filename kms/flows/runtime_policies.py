@@ -12,7 +12,8 @@ from kms.domain import StoredRuntimePolicy, TrustCheck
 from kms.errors import BadRequest, NotFound
 from kms.evidence.ima.policy import CompiledRuntime
 from kms.flows.context import Caller, Context
-from kms.records import RUNTIME_POLICIES, Loaded, load_runtime_document, pack_runtime, runtime_document_key
+from kms.records import RUNTIME_POLICIES, Loaded
+from kms.runtime_records import load_runtime_document, pack_runtime, runtime_document_key
 from kms.store.port import Check
 from kms.trust import check_later
 

@@ -20,10 +20,10 @@ from kms.domain import KeyAttributes, pack_attributes
 from kms.errors import BadRequest, KeypeerError, Refused, Unavailable
 from kms.flows.context import Caller, Context, unknown_vm
 from kms.quotas import Claim, Owner, claim
-from kms.records import LEASES, OLD_PREFIX, POLICIES, TOMBSTONES, decode_vm, keys_in_use, vm_key
+from kms.records import LEASES, OLD_PREFIX, POLICIES, TOMBSTONES, keys_in_use, vm_key
 from kms.store.port import Check, Count
 from kms.views import tombstone_view, vm_view
-from kms.vm_records import StoredVm, amend, made, open_vm, put_changed, put_new
+from kms.vm_records import StoredVm, amend, decode_vm, made, open_vm, put_changed, put_new
 
 FIRST_VERSION = 1
 

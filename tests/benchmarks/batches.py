@@ -23,8 +23,9 @@ import uvloop
 
 from kms.app import open_custody, open_store
 from kms.custody.port import OperationError, Rewrap, SessionRecord
-from kms.records import SESSIONS, Records, decode_vm, vm_key
+from kms.records import SESSIONS, Records, vm_key
 from kms.settings import read_home
+from kms.vm_records import decode_vm
 from tests.benchmarks.load import Target, load
 from tests.benchmarks.peers import openbao, started
 from tests.benchmarks.releases import ONE_WORKER, always, attested, batch_of, create_vms

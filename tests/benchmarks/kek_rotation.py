@@ -33,9 +33,9 @@ from keypeer.wire.messages import RotationView
 from kms import limits
 from kms.app import open_context, open_custody, open_store
 from kms.custody.port import KeyRecord, OperationError
-from kms.records import decode_vm
 from kms.settings import read_home
 from kms.store.port import Item
+from kms.vm_records import decode_vm
 from tests.benchmarks.batches import ALONE, WORKERS, c_loops, loops_name
 from tests.benchmarks.load import Figures, Target, load
 from tests.benchmarks.peers import started

@@ -37,10 +37,10 @@ from kms.domain import StoredPolicy
 from kms.records import POLICIES
 from kms.settings import read_home
 from tests.benchmarks.attesting import HANDSHAKES, crowd
-from tests.benchmarks.load import Figures, Target, load
-from tests.benchmarks.releases import attested, create_vms, singles_of
+from tests.benchmarks.load import Figures, load
+from tests.benchmarks.releases import create_vms
 from tests.benchmarks.report import Row, Spread, tell
-from tests.benchmarks.vms_million import BATCH, CONNECTIONS, HOSTS, names
+from tests.benchmarks.vms_million import BATCH, Callers, names
 from tests.support.enrolled import Enrolled, enrol_many
 from tests.support.service import Service, put_demo_policy, running_service
 
@@ -72,17 +72,9 @@ async def point(what: str, few: str, ours: Load, beside: Load, rounds: int, *, l
 
 
 def releasing(service: Service, vms: Sequence[str], prefix: str, seconds: float) -> Load:
-    """Releases to some hosts, on evidence of now whenever it is called: each connection has VMs of its own out of
-    ``vms``, from all over."""
-    some = vms[:: max(1, len(vms) // RELEASED)]
-    hosts = [attested(service, f"{prefix}-{number}") for number in range(HOSTS)]
-
-    def targets() -> list[Target]:
-        for host in hosts:
-            host.attest()
-        return [singles_of(hosts[number % HOSTS], list(some[number::CONNECTIONS])) for number in range(CONNECTIONS)]
-
-    return lambda: load(service.port, targets(), seconds)
+    """Releases of ``vms`` from all over, on evidence of now whenever it is called."""
+    callers = Callers(service, list(vms[:: max(1, len(vms) // RELEASED)]), prefix)
+    return lambda: load(service.port, callers.targets(), seconds)
 
 
 def _create(service: Service, policies_by_vm: dict[str, str]) -> list[str]:

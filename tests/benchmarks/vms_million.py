@@ -76,8 +76,8 @@ def create(service: Service, count: int) -> tuple[float, list[str]]:
 class Callers:
     """Connections of some hosts, each with VMs of its own."""
 
-    def __init__(self, service: Service, some: list[str]) -> None:
-        self._hosts = [attested(service, f"host-{number}") for number in range(HOSTS)]
+    def __init__(self, service: Service, some: list[str], prefix: str = "host") -> None:
+        self._hosts = [attested(service, f"{prefix}-{number}") for number in range(HOSTS)]
         self._vms = [some[number::CONNECTIONS] for number in range(CONNECTIONS)]
 
     def targets(self) -> list[Target]:

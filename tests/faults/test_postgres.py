@@ -22,7 +22,7 @@ from tests.support.counting import Counting, until_more
 from tests.support.postgres import Cluster, PostgresServer, cluster, place, server, shared_cluster
 from tests.support.stores import assert_log_holds, code_of, committed, patient_store, postgres_store, put
 
-HEALTH_S = 2.0 + 1.0  # what /readyz promises, and what a busy machine adds
+HEALTH_S = 2.0  # what /readyz promises
 
 
 @pytest.fixture

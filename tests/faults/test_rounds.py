@@ -17,7 +17,7 @@ from tests.support.rounds import VICTIMS, Act, Found, Rounds, judge, rounds_on
 ROUNDS = 200
 SEED = 20261123
 EXPECTED_REFUSALS = {
-    "hsm.token_missing",  # SoftHSM takes a token for none while another process, now dead, was writing it
+    "hsm.token_missing",  # seen once: SoftHSM showed a starting worker no token; why isn't known
     "hsm.unavailable",
     "hsm.worker_silent",
     "key.in_use",

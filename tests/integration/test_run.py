@@ -56,24 +56,26 @@ def environment(home: Path) -> dict[str, str]:
     return {**os.environ, "KEYPEER_HOME": str(home / "kp"), "KEYPEER_PORT": str(free_port()), "NO_COLOR": "1"}
 
 
-def once(environment: dict[str, str], *options: str) -> tuple[list[str], str]:
-    """Its results, and what it told on the way."""
+def once(environment: dict[str, str], *options: str) -> tuple[list[str], str, float]:
+    """Its results, what it told on the way, and the seconds that it took."""
+    started = time.monotonic()
     done = subprocess.run(
         [str(RUN), *options, "--once"], env=environment, capture_output=True, text=True, timeout=START_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines(), done.stderr
+    return done.stdout.splitlines(), done.stderr, time.monotonic() - started
 
 
 def test_once_ends_with_one_granted_and_one_denied(environment: dict[str, str]) -> None:
-    lines, _ = once(environment)
+    lines, *_ = once(environment)
     granted = r"GRANTED host=fra-1 vm=demo-vm country=DE policy=eu-production check-value=[0-9a-f]{8}"
     assert re.fullmatch(granted, lines[0])
     assert lines[1] == (
         "DENIED  host=iad-1 vm=demo-vm geo.country: host iad-1 is tagged US; policy eu-production allows DE, FR, NL"
     )
-    again, told = once(environment)
+    again, told, seconds = once(environment)
     assert again == lines, "the second start keeps the data: the same key"
+    assert seconds < 20
     assert "starting the service" in told
     assert [words for words in ("installing", "enrolling", "making the software TPM") if words in told] == []
 
@@ -82,7 +84,7 @@ def test_three_postgresql_servers_and_two_nodes(environment: dict[str, str], tmp
     """One command; the second start finds servers, keys and hosts again."""
     port = free_port()
     cut = environment | {"KEYPEER_HOME": str(tmp_path / "kp"), "KEYPEER_PORT": str(port)}
-    lines, _ = once(cut, "--postgres")
+    lines, *_ = once(cut, "--postgres")
     granted, denied = lines
     assert re.fullmatch(rf"GRANTED host=fra-1 .* check-value=[0-9a-f]{{8}} node=https://localhost:{port}", granted)
     assert denied.startswith("DENIED  host=iad-1 vm=demo-vm geo.country: ")

@@ -242,8 +242,7 @@ async def test_a_record_with_another_date_is_not_erased(service: Service, host: 
     import msgspec
 
     from kms.domain import pack_attributes
-    from kms.records import encode_vm
-    from kms.vm_records import due_key, open_vm
+    from kms.vm_records import due_key, encode_vm, open_vm
 
     create_vm(service, "life-13")
     create_vm(service, "life-14")

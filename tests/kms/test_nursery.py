@@ -30,7 +30,7 @@ def run(arguments):
     if how == "live":
         time.sleep(60)
 
-nursery.serve(int(sys.argv[2]), frozenset(map(int, sys.argv[3].split(","))), run)
+nursery.serve(int(sys.argv[1]), run)
 """
 
 
@@ -44,9 +44,8 @@ async def pipe() -> AsyncIterator[tuple[int, int]]:
 
 @pytest.fixture
 async def nursery(pipe: tuple[int, int]) -> AsyncIterator[Nursery]:
-    command = (sys.executable, "-c", PROCESS, "")
+    command = (sys.executable, "-c", PROCESS)
     made = Nursery(command, [pipe[1]], {**os.environ, "PYTHONPATH": str(ROOT)})
-    await made.start()
     yield made
     await made.close()
 

@@ -14,11 +14,11 @@ from kms.custody.port import KeyRecord
 from kms.domain import KeyAttributes, pack_attributes
 from kms.errors import Unavailable
 from kms.keys.lifecycle import settled
-from kms.records import encode_vm, old_key
+from kms.records import old_key
 from kms.store.memory import MemoryStore
 from kms.store.port import Commit
 from kms.vm_filter import VmFilter, find
-from kms.vm_records import open_vm, put_changed, put_new
+from kms.vm_records import encode_vm, open_vm, put_changed, put_new
 
 NOW = 1_800_000_000
 

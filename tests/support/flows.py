@@ -12,8 +12,9 @@ from keypeer.wire.profile import BOOT_PCRS, QUOTE_PCRS
 from kms.custody.client import HsmClient
 from kms.evidence.ek import VendorCas
 from kms.flows.context import AttestationProfile, Context, LogProfile
-from kms.records import Records, RuntimePolicies
+from kms.records import Records
 from kms.rollback import RollbackGuard
+from kms.runtime_records import RuntimePolicies
 from kms.signing_keys import first_keys
 from kms.store.port import Store
 from kms.witness.client import HttpWitnesses

@@ -11,8 +11,9 @@ from kms.domain import KeyAttributes, RotatedKey, pack_attributes
 from kms.flows import rotation_rounds, rotation_starts, rotations
 from kms.flows.context import Context
 from kms.movers import MOVERS, items_under
-from kms.records import decode_vm, encode_vm, old_key, vm_key
+from kms.records import old_key, vm_key
 from kms.store.port import Item
+from kms.vm_records import decode_vm, encode_vm
 from tests.support.contexts import OFFICER
 from tests.support.hsm import Host
 

@@ -184,7 +184,7 @@ class Service:
     def workers(self, kind: str) -> list[psutil.Process]:
         """The running "web", "hsm" or "background" processes, or the "nursery"."""
         assert self.process is not None
-        sign = {"web": "worker", "hsm": "hsm_adapter", "background": "background", "nursery": "nursery"}[kind]
+        sign = {"web": "worker", "hsm": "hsm_adapter"}.get(kind, kind)
         return [child for child in psutil.Process(self.process.pid).children() if sign in _command(child)]
 
     def caller(self, role: str) -> Caller:
