@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from keypeer.wire.proposals import decision_preimage
 from kms import limits
-from kms.domain import ApprovalRules, OfficerDecision, Proposal
+from kms.domain.staff import ApprovalRules, OfficerDecision, Proposal
 from kms.errors import BadRequest, KeypeerError, Refused
 
 _AGAIN = "propose it again, if it should be done"

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 import msgspec
 
 from kms import limits, pki
-from kms.domain import SigningVersion
+from kms.domain.service_keys import SigningVersion
 from kms.errors import KeypeerError, Refused, Unavailable
 from kms.signing_keys import SigningKey
 

@@ -22,7 +22,7 @@ import structlog
 from hsm_adapter.systemd import Manager
 from kms import limits
 from kms.app import open_context
-from kms.domain import HEARTBEAT, JobNote
+from kms.domain.service_keys import HEARTBEAT, JobNote
 from kms.errors import KeypeerError, Unavailable
 from kms.flows import (
     checkpoints,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from kms import limits
-from kms.domain import EnrolledHost, IssuedCertificate, Principal
+from kms.domain.hosts import EnrolledHost, IssuedCertificate
+from kms.domain.staff import Principal
 from kms.records import CERTIFICATES, HOSTS, PRINCIPALS, SESSIONS, Records
 from kms.store.port import Store
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kms.domain import AttestationSession, EnrolledHost, Lease
+from kms.domain.attestation import AttestationSession
+from kms.domain.hosts import EnrolledHost
+from kms.domain.vms import Lease
 from kms.errors import Reason
 from kms.keys.lifecycle import refuse_old_release, refuse_release
 from kms.policy.decide import decide, decide_config
@@ -18,7 +20,7 @@ from kms.vm_records import StoredVm
 @dataclass(frozen=True, slots=True)
 class Destination:
     """Why it is none (``reasons``), or what a lease there would stand on, with the checks that it is still so.
-    ``as_of``: the last of the host's events (kms.domain.Lease)."""
+    ``as_of``: the last of the host's events (kms.domain.vms.Lease)."""
 
     reasons: tuple[Reason, ...]
     checks: tuple[Check, ...] = ()

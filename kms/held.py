@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kms import limits
-from kms.domain import AttestationSession, EnrolledHost, Lease
+from kms.domain.attestation import AttestationSession
+from kms.domain.hosts import EnrolledHost
+from kms.domain.vms import Lease
 from kms.errors import KeypeerError, Reason
 from kms.keys.leases import is_held
 from kms.keys.lifecycle import refuse_old_release, refuse_release

@@ -7,21 +7,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from kms.domain import (
-    AttestationSession,
-    Baseline,
-    ClockRecord,
-    EnrolledHost,
-    HostEventHead,
-    HostEvidence,
-    KeysInUse,
-    LaunchPosition,
-    OutstandingNonces,
-    Refusal,
-    SigningName,
-    StoredGeoTag,
-    boot_facts,
-)
+from kms.domain.attestation import AttestationSession, ClockRecord, HostEvidence, LaunchPosition, StoredGeoTag
+from kms.domain.hosts import EnrolledHost, OutstandingNonces, Refusal
+from kms.domain.policies import Baseline, boot_facts
+from kms.domain.service_keys import KeysInUse, SigningName
+from kms.domain.trust import HostEventHead
 from kms.evidence.appraise import Proven
 from kms.evidence.ima.policy import CompiledRuntime
 from kms.evidence.model import KnownBoot, KnownRuntime

@@ -16,7 +16,8 @@ import msgspec
 
 from kms import limits
 from kms.custody.port import Amend, Custody, KeyRecord, OperationError, SessionRecord, VersionedKey
-from kms.domain import AttestationSession, RotatedKey
+from kms.domain.attestation import AttestationSession
+from kms.domain.service_keys import RotatedKey
 from kms.errors import KeypeerError, Unavailable
 from kms.quotas import QUOTAS
 from kms.records import OLD_PREFIX, SESSIONS, VM_PREFIX, Kind, Loaded, Records, old_key, seal_version, tampered

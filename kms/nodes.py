@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kms import limits
 from kms.custody.port import Description, VersionedKey
-from kms.domain import NodeState
+from kms.domain.service_keys import NodeState
 from kms.errors import Unavailable
 from kms.records import NODES, Records
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hmac
 
 from kms import limits
-from kms.domain import OutstandingNonces
+from kms.domain.hosts import OutstandingNonces
 from kms.errors import Refused
 
 EMPTY = OutstandingNonces(())

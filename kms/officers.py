@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kms import limits
 from kms.approvals import needed
-from kms.domain import ApprovalRules, Principal
+from kms.domain.staff import ApprovalRules, Principal
 from kms.records import APPROVAL_RULES, PRINCIPALS, Loaded, Records
 from kms.store.port import Check, Store
 

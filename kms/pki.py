@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from kms import limits
-from kms.domain import Role
+from kms.domain.staff import Role
 from kms.errors import BadRequest, Refused
 
 _PLACEHOLDER = ec.derive_private_key(1, ec.SECP256R1())  # its signature is thrown away

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from kms.domain import KeyAttributes, Quota
+from kms.domain.vms import KeyAttributes, Quota
 from kms.errors import Reason, Refused
 from kms.records import VM_PREFIX, Kind, Records
 from kms.store.port import COUNT_MAX, Check, Count, Item, Store, pack_count, read_count

@@ -19,8 +19,9 @@ import msgspec
 
 from keypeer.wire.encoding import field
 from keypeer.wire.messages import PolicyDocument
-from kms import domain, limits
+from kms import limits
 from kms.custody.port import Custody, MacValue
+from kms.domain import attestation, audit, hosts, policies, service_keys, staff, trust, vms
 from kms.errors import BadRequest, KeypeerError, Unavailable
 from kms.policy.model import Policy, compile_policy
 from kms.store.port import Check, Item, Store
@@ -67,53 +68,53 @@ class Kind(Generic[T]):
         return key[len(self.prefix) :].decode()
 
 
-EXPECTED = Kind("expected", domain.ExpectedHost)  # by EK digest in hex
-EXPECTED_NAMES = Kind("expected-name", domain.ReservedName)  # by host
-EK_OWNERS = Kind("ek", domain.EkOwner)  # by EK digest in hex
-HOSTS = Kind("host", domain.EnrolledHost)
-PRINCIPALS = Kind("principal", domain.Principal)  # by role/name
-BASELINES = Kind("baseline", domain.Baseline)
-POLICIES = Kind("policy", domain.StoredPolicy)
-GEO_TAGS = Kind("geotag", domain.StoredGeoTag)
-NONCES = Kind("nonce", domain.OutstandingNonces)  # by host
-SESSIONS = Kind("session", domain.AttestationSession)  # by host: one session a host
-EVIDENCE = Kind("evidence", domain.HostEvidence)  # by host: what it proved last
-RUNTIME_POLICIES = Kind("runtime", domain.StoredRuntimePolicy)
-LAUNCHES = Kind("launch", domain.LaunchPosition)  # by host: this boot's launch log
-LEASES = Kind("lease", domain.Lease, sealed=False)  # by VM
-CERTIFICATES = Kind("certificate", domain.IssuedCertificate)  # by role/name: the one issued last
-REFUSALS = Kind("refusal", domain.Refusal, sealed=False)  # by host
-APPROVAL_RULES = Kind("approval-rules", domain.ApprovalRules)  # one, called "officers"
-PROPOSALS = Kind("proposal", domain.Proposal)  # by id
-OPEN_PROPOSALS = Kind("proposal-open", domain.OpenProposal, sealed=False)  # by id; the proposal itself is sealed
+EXPECTED = Kind("expected", hosts.ExpectedHost)  # by EK digest in hex
+EXPECTED_NAMES = Kind("expected-name", hosts.ReservedName)  # by host
+EK_OWNERS = Kind("ek", hosts.EkOwner)  # by EK digest in hex
+HOSTS = Kind("host", hosts.EnrolledHost)
+PRINCIPALS = Kind("principal", staff.Principal)  # by role/name
+BASELINES = Kind("baseline", policies.Baseline)
+POLICIES = Kind("policy", policies.StoredPolicy)
+GEO_TAGS = Kind("geotag", attestation.StoredGeoTag)
+NONCES = Kind("nonce", hosts.OutstandingNonces)  # by host
+SESSIONS = Kind("session", attestation.AttestationSession)  # by host: one session a host
+EVIDENCE = Kind("evidence", attestation.HostEvidence)  # by host: what it proved last
+RUNTIME_POLICIES = Kind("runtime", policies.StoredRuntimePolicy)
+LAUNCHES = Kind("launch", attestation.LaunchPosition)  # by host: this boot's launch log
+LEASES = Kind("lease", vms.Lease, sealed=False)  # by VM
+CERTIFICATES = Kind("certificate", hosts.IssuedCertificate)  # by role/name: the one issued last
+REFUSALS = Kind("refusal", hosts.Refusal, sealed=False)  # by host
+APPROVAL_RULES = Kind("approval-rules", staff.ApprovalRules)  # one, called "officers"
+PROPOSALS = Kind("proposal", staff.Proposal)  # by id
+OPEN_PROPOSALS = Kind("proposal-open", staff.OpenProposal, sealed=False)  # by id; the proposal itself is sealed
 VM_PREFIX = b"vm/"  # current versions; values are hsm_adapter KeyRecords (kms.vm_records), which carry their own MAC
 OLD_PREFIX = b"vm-old/"  # versions before, by VM and version
-TOMBSTONES = Kind("vm-gone", domain.Tombstone)  # by VM
-VM_ROTATIONS = Kind("vm-rotation", domain.VmRotation)  # by rotation
-LOG = Kind("log", domain.LogIdentity)  # one: "identity"
-CHECKPOINTS = Kind("checkpoint", domain.StoredCheckpoint, sealed=False)  # one: "newest"; its note is signed
+TOMBSTONES = Kind("vm-gone", vms.Tombstone)  # by VM
+VM_ROTATIONS = Kind("vm-rotation", vms.VmRotation)  # by rotation
+LOG = Kind("log", audit.LogIdentity)  # one: "identity"
+CHECKPOINTS = Kind("checkpoint", audit.StoredCheckpoint, sealed=False)  # one: "newest"; its note is signed
 
-MIGRATIONS = Kind("migration", domain.Migration)  # by VM: the last one of each
+MIGRATIONS = Kind("migration", vms.Migration)  # by VM: the last one of each
 
 # Continuous trust (kms.trust). Plain: whoever writes the database can deny service by other means too.
-EVENT_HEADS = Kind("event-head", domain.HostEventHead, sealed=False)  # by host
-EVENTS = Kind("event", domain.StoredEvent, sealed=False)  # by host and number, the newest limits.EVENTS_KEPT
-EVENTS_OUT = Kind("event-out", domain.StoredEvent, sealed=False)  # the same, until they are in the fleet's log
-FLEET_HEADS = Kind("fleet-head", domain.FleetHead, sealed=False)  # one: "fleet"
-FLEET_EVENTS = Kind("fleet-event", domain.StoredEvent, sealed=False)  # by number in the fleet's log
-TRUST_CHECKS = Kind("trust-check", domain.TrustCheck, sealed=False)  # by what they look at
-WEBHOOKS = Kind("webhook", domain.WebhookState, sealed=False)  # by the URL's digest
+EVENT_HEADS = Kind("event-head", trust.HostEventHead, sealed=False)  # by host
+EVENTS = Kind("event", trust.StoredEvent, sealed=False)  # by host and number, the newest limits.EVENTS_KEPT
+EVENTS_OUT = Kind("event-out", trust.StoredEvent, sealed=False)  # the same, until they are in the fleet's log
+FLEET_HEADS = Kind("fleet-head", trust.FleetHead, sealed=False)  # one: "fleet"
+FLEET_EVENTS = Kind("fleet-event", trust.StoredEvent, sealed=False)  # by number in the fleet's log
+TRUST_CHECKS = Kind("trust-check", trust.TrustCheck, sealed=False)  # by what they look at
+WEBHOOKS = Kind("webhook", trust.WebhookState, sealed=False)  # by the URL's digest
 HELD_PREFIX = b"held/"  # by host and VM: where a host's leases are, a hint
 
 # Background and rotation of the HSM's keys
-JOB_NOTES = Kind("job", domain.JobNote, sealed=False)  # by job; for people to read
-NODES = Kind("node", domain.NodeState, sealed=False)  # by node; a false one delays a rotation
-GONE_VERSIONS = Kind("gone", domain.GoneVersions)  # by key; a false one would destroy
-KEYS_IN_USE = Kind("keys-in-use", domain.KeysInUse)  # one, called "hsm"
-KEY_ROTATIONS = Kind("rotation", domain.KeyRotation)  # by key: the last one
+JOB_NOTES = Kind("job", service_keys.JobNote, sealed=False)  # by job; for people to read
+NODES = Kind("node", service_keys.NodeState, sealed=False)  # by node; a false one delays a rotation
+GONE_VERSIONS = Kind("gone", service_keys.GoneVersions)  # by key; a false one would destroy
+KEYS_IN_USE = Kind("keys-in-use", service_keys.KeysInUse)  # one, called "hsm"
+KEY_ROTATIONS = Kind("rotation", service_keys.KeyRotation)  # by key: the last one
 # Plain, for it moves with each page: a false one may end a rotation early, and the destruction of the old version,
 # which looks at everything itself, is refused then.
-ROTATION_PROGRESS = Kind("rotation-progress", domain.RotationProgress, sealed=False)  # by key
+ROTATION_PROGRESS = Kind("rotation-progress", service_keys.RotationProgress, sealed=False)  # by key
 
 
 def vm_key(vm: str) -> bytes:
@@ -308,15 +309,15 @@ def seal_version(value: bytes) -> int:
     return int.from_bytes(value[:4], "big") if len(value) > _HEAD_BYTES else 0
 
 
-async def keys_in_use(records: Records) -> tuple[domain.KeysInUse, Check]:
+async def keys_in_use(records: Records) -> tuple[service_keys.KeysInUse, Check]:
     """Under which versions new things are made, and the check for their commit that this hasn't moved since."""
     return read_keys_in_use(await records.load(KEYS_IN_USE, "hsm"))
 
 
-def read_keys_in_use(loaded: Loaded[domain.KeysInUse] | None) -> tuple[domain.KeysInUse, Check]:
+def read_keys_in_use(loaded: Loaded[service_keys.KeysInUse] | None) -> tuple[service_keys.KeysInUse, Check]:
     """``keys_in_use`` of the record as read."""
     if loaded is None:
-        return domain.KeysInUse({}), Check(KEYS_IN_USE.key("hsm"), 0)
+        return service_keys.KeysInUse({}), Check(KEYS_IN_USE.key("hsm"), 0)
     return loaded.value, loaded.check
 
 

@@ -10,7 +10,8 @@ from collections import OrderedDict
 import msgspec
 
 from keypeer.wire.runtime import RuntimePolicy
-from kms import domain, limits
+from kms import limits
+from kms.domain import policies
 from kms.errors import Unavailable
 from kms.evidence.ima.policy import CompiledRuntime
 from kms.records import RUNTIME_POLICIES, Loaded, Records, tampered
@@ -30,7 +31,7 @@ def pack_runtime(document: RuntimePolicy) -> bytes:
     return zlib.compress(_encode(document), 1)
 
 
-async def load_runtime_document(store: Store, stored: domain.StoredRuntimePolicy) -> RuntimePolicy:
+async def load_runtime_document(store: Store, stored: policies.StoredRuntimePolicy) -> RuntimePolicy:
     """The document that ``stored`` names; raises ``store.tampered`` for another one."""
     key = runtime_document_key(stored.sha256)
     item = await store.get(key)
@@ -59,7 +60,7 @@ class RuntimePolicies:
         stored = await self._records.page(RUNTIME_POLICIES, "", limits.RUNTIME_POLICIES_MAX)
         return tuple([Loaded(each.key, await self._ready(each.value), each.version) for each in stored])
 
-    async def _ready(self, stored: domain.StoredRuntimePolicy) -> CompiledRuntime:
+    async def _ready(self, stored: policies.StoredRuntimePolicy) -> CompiledRuntime:
         key = (stored.name, stored.sha256)
         ready = self._compiled.get(key)
         if ready is None:

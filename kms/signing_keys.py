@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from kms.custody.port import Description
-from kms.domain import SigningKeyRecord, SigningName, SigningVersion
+from kms.domain.service_keys import SigningKeyRecord, SigningName, SigningVersion
 from kms.errors import Unavailable
 from kms.records import Kind, Loaded, Records
 from kms.store.port import Check

@@ -17,7 +17,9 @@ from typing import NamedTuple
 import msgspec
 
 from kms import limits
-from kms.domain import AppraisalFacts, HostEventHead, Lease, StoredEvent, TrustCheck
+from kms.domain.attestation import AppraisalFacts
+from kms.domain.trust import HostEventHead, StoredEvent, TrustCheck
+from kms.domain.vms import Lease
 from kms.errors import Reason
 from kms.records import EVENT_HEADS, EVENTS, EVENTS_OUT, TRUST_CHECKS, Loaded, held_key, tampered
 from kms.store.port import Check

@@ -37,28 +37,21 @@ from keypeer.wire.messages import (
     VmView,
 )
 from kms.custody.port import KeyRecord
-from kms.domain import (
+from kms.domain.attestation import (
     AppraisalFacts,
     AttestationSession,
-    Baseline,
     BootSummary,
-    EnrolledHost,
     GeoFacts,
     HostEvidence,
-    KeyAttributes,
     LaunchPosition,
-    Lease,
-    Migration,
-    Principal,
-    Refusal,
     RuntimeVerdict,
-    StoredEvent,
     StoredGeoTag,
-    StoredPolicy,
-    Tombstone,
-    VmRotation,
-    boot_facts,
 )
+from kms.domain.hosts import EnrolledHost, Refusal
+from kms.domain.policies import Baseline, StoredPolicy, boot_facts
+from kms.domain.staff import Principal
+from kms.domain.trust import StoredEvent
+from kms.domain.vms import KeyAttributes, Lease, Migration, Tombstone, VmRotation
 from kms.errors import KeypeerError, Reason, Unavailable
 from kms.keys.lifecycle import settled
 from kms.keys.migrations import state_of

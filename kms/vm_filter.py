@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kms import limits
-from kms.domain import KeyAttributes, KeyState
+from kms.domain.vms import KeyAttributes, KeyState
 from kms.keys.lifecycle import settled
 from kms.records import VM_PREFIX, vm_key
 from kms.store.port import Item, Store

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import msgspec
 
 from kms.custody.port import Amend, Custody, KeyRecord, KeySize, OperationError
-from kms.domain import KeyAttributes, KeyState, pack_attributes
+from kms.domain.vms import KeyAttributes, KeyState, pack_attributes
 from kms.errors import Unavailable
 from kms.records import OLD_PREFIX, old_key, tampered, vm_key
 from kms.store.port import Check, Item

@@ -9,8 +9,10 @@ import signal
 
 import pytest
 
-# A shell without job control starts what runs in the background with SIGINT ignored, and children inherit that.
+# A shell without job control starts what runs in the background with SIGINT ignored, nohup its command with SIGHUP,
+# and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

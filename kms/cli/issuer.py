@@ -18,7 +18,9 @@ from kms.cli.common import say
 from kms.cli.files import write_private
 from kms.cli.steps import Done
 from kms.custody.port import Custody
-from kms.domain import IssuedCertificate, Principal, Role, SigningVersion
+from kms.domain.hosts import IssuedCertificate
+from kms.domain.service_keys import SigningVersion
+from kms.domain.staff import Principal, Role
 from kms.errors import BadRequest, KeypeerError, NotFound
 from kms.records import CERTIFICATES, PRINCIPALS, Loaded, Records
 from kms.settings import Home

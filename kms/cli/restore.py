@@ -21,7 +21,7 @@ from kms.cli.common import Exit, folder, home_option, in_words, json_option, say
 from kms.cli.recovery import SEALED, read_words
 from kms.cli.store import Progress, tell
 from kms.cli.worker import hsm_worker
-from kms.domain import SigningKeyRecord, SigningVersion
+from kms.domain.service_keys import SigningKeyRecord, SigningVersion
 from kms.errors import BadRequest, KeypeerError
 from kms.records import CHECKPOINTS, Records
 from kms.rollback import RollbackGuard

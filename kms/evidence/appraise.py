@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from keypeer.wire.boot import BootFacts
 from keypeer.wire.profile import LAUNCH_PCR
-from kms.domain import AppraisalFacts, BindingKey, BootSummary, ClockRecord, LaunchPosition
+from kms.domain.attestation import AppraisalFacts, BindingKey, BootSummary, ClockRecord, LaunchPosition
 from kms.errors import LogsWanted, Overtaken, Reason
 from kms.evidence.baselines import check_baselines
 from kms.evidence.binding import check_binding

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from keypeer.wire.boot import BootFacts
 from kms import limits
-from kms.domain import Baseline, boot_facts
+from kms.domain.policies import Baseline, boot_facts
 from kms.errors import Reason
 from kms.evidence.boot.difference import differences
 from kms.evidence.model import Expectations, Findings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 
-from kms.domain import BindingKey
+from kms.domain.attestation import BindingKey
 from kms.evidence.model import BindingEvidence, Evidence, Expectations, Findings
 from kms.evidence.quote import QuoteFacts
 from kms.evidence.signed import check_counters, is_tpms_word

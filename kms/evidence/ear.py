@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from keypeer.wire.encoding import b64encode
-from kms.domain import AppraisalFacts, EkTrust
+from kms.domain.attestation import AppraisalFacts
+from kms.domain.hosts import EkTrust
 
 PROFILE = "tag:github.com,2023:veraison/ear"
 _COORDINATE_BYTES = 32  # P-256

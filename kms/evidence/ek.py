@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from kms import limits
-from kms.domain import EkTrust
+from kms.domain.hosts import EkTrust
 from kms.errors import EvidenceError, Reason, Refused
 from kms.evidence.ek_certificate import Certificate, cut_certificate, load_certificate
 from kms.evidence.ek_chain import VendorCas, find_path

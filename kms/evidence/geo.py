@@ -24,7 +24,7 @@ from keypeer.wire.profile import (
     NV_WRITTEN,
 )
 from kms import limits
-from kms.domain import GeoFacts
+from kms.domain.attestation import GeoFacts
 from kms.evidence.model import Expectations, Findings, GeoEvidence
 from kms.evidence.quote import QuoteFacts
 from kms.evidence.signed import check_counters, check_qualifying_data, is_tpms_word

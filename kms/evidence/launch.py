@@ -10,7 +10,7 @@ from typing import Literal
 
 from keypeer.wire.launch import LaunchEntry, launch_digest
 from kms import limits
-from kms.domain import LaunchPosition
+from kms.domain.attestation import LaunchPosition
 from kms.evidence.model import Findings
 from kms.tpm.constants import BANKS
 

@@ -8,10 +8,9 @@ from typing import Literal
 
 from keypeer.wire.boot import BootFacts
 from keypeer.wire.launch import LaunchEntry
-from kms.domain import (
+from kms.domain.attestation import (
     NO_IMA,
     NO_LAUNCHES,
-    Baseline,
     BindingKey,
     ClockRecord,
     Counters,
@@ -19,6 +18,7 @@ from kms.domain import (
     LaunchPosition,
     RuntimeState,
 )
+from kms.domain.policies import Baseline
 from kms.errors import Reason
 from kms.evidence.ima.policy import CompiledRuntime
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 from typing import NamedTuple
 
-from kms.domain import Counters
+from kms.domain.attestation import Counters
 from kms.evidence.model import Evidence, Expectations, Findings
 from kms.evidence.signed import check_qualifying_data, counters, is_tpms_word
 from kms.tpm.attest import ClockInfo, parse_quote

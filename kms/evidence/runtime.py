@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from kms.domain import NO_IMA, ImaPosition, RuntimePosition, RuntimeState, RuntimeVerdict
+from kms.domain.attestation import NO_IMA, ImaPosition, RuntimePosition, RuntimeState, RuntimeVerdict
 from kms.errors import LogsWanted
 from kms.evidence.ima.appraise import advance, judge, verdict
 from kms.evidence.ima.entry import Entry, parse_ascii, parse_binary

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hmac
 
-from kms.domain import Counters
+from kms.domain.attestation import Counters
 from kms.evidence.model import Findings
 from kms.tpm.attest import ATTEST_TYPES, ClockInfo, read_header
 from kms.tpm.checks import AttestationKey

@@ -12,17 +12,10 @@ from kms import limits, nonces
 from kms.audit.record import flat
 from kms.authorities import authorities
 from kms.custody.port import OpenSession, SessionRecord
-from kms.domain import (
-    NO_IMA,
-    NO_LAUNCHES,
-    AttestationSession,
-    GeoFacts,
-    KeysInUse,
-    OutstandingNonces,
-    Refusal,
-    StoredEvent,
-    TrustCheck,
-)
+from kms.domain.attestation import NO_IMA, NO_LAUNCHES, AttestationSession, GeoFacts
+from kms.domain.hosts import OutstandingNonces, Refusal
+from kms.domain.service_keys import KeysInUse
+from kms.domain.trust import StoredEvent, TrustCheck
 from kms.errors import KeypeerError, NoVerdict, Reason, Refused, Unavailable
 from kms.evidence.appraise import Appraisal, Proven, Untrusted, appraise
 from kms.evidence.model import Evidence, Expectations

@@ -19,7 +19,8 @@ from keypeer.wire.messages import (
     PutBaseline,
     RecordBaseline,
 )
-from kms.domain import Baseline, BaselineStatus, TrustCheck
+from kms.domain.policies import Baseline, BaselineStatus
+from kms.domain.trust import TrustCheck
 from kms.errors import BadRequest, NotFound
 from kms.evidence.boot.difference import Difference, differences
 from kms.flows.context import Caller, Context, unknown_host

@@ -11,7 +11,8 @@ import msgspec
 from keypeer.wire.messages import CaBundle, OwnCertificate
 from kms import limits, pki
 from kms.authorities import Authorities, known_identity
-from kms.domain import EnrolledHost, IssuedCertificate, Principal
+from kms.domain.hosts import EnrolledHost, IssuedCertificate
+from kms.domain.staff import Principal
 from kms.flows.context import Caller, Context, conflict
 from kms.records import CERTIFICATES, HOSTS, PRINCIPALS, Loaded, Unsealed
 from kms.store.port import Check

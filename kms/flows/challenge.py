@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keypeer.wire.messages import Challenge, ChallengeRequest, LogPositions
 from kms import limits, nonces
-from kms.domain import NO_LAUNCHES
+from kms.domain.attestation import NO_LAUNCHES
 from kms.flows.context import Caller, Context, conflict
 from kms.records import EVIDENCE, LAUNCHES, NONCES, SESSIONS
 from kms.store.port import Check

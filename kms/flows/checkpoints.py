@@ -23,7 +23,7 @@ from keypeer.wire.tlog.checkpoint import (
 )
 from keypeer.wire.tlog.note import Note, Signature, VerifierKey, parse_note, parse_signatures, verify_note
 from kms import limits
-from kms.domain import LogIdentity, StoredCheckpoint, WitnessState
+from kms.domain.audit import LogIdentity, StoredCheckpoint, WitnessState
 from kms.errors import KeypeerError, NotFound, Unavailable
 from kms.flows.context import Context, conflict
 from kms.records import CHECKPOINTS, LOG, Loaded, tampered

@@ -16,7 +16,10 @@ from kms import limits, pki
 from kms.audit.record import AuditRecord, Outcome, decode_record, encode_record, flat, refused_for
 from kms.authorities import Authorities, authorities
 from kms.custody.port import Custody
-from kms.domain import AttestationSession, EnrolledHost, IssuedCertificate, Role, SigningName
+from kms.domain.attestation import AttestationSession
+from kms.domain.hosts import EnrolledHost, IssuedCertificate
+from kms.domain.service_keys import SigningName
+from kms.domain.staff import Role
 from kms.errors import KeypeerError, NotFound, Refused, Unavailable
 from kms.evidence.ek import VendorCas
 from kms.listeners import Listeners

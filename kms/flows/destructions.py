@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 
 from kms import limits
-from kms.domain import Lease, Tombstone
+from kms.domain.vms import Lease, Tombstone
 from kms.errors import KeypeerError, Unavailable
 from kms.flows.context import Context
 from kms.keys.lifecycle import refuse_act, settled

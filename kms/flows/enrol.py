@@ -15,7 +15,7 @@ import msgspec
 from keypeer.wire.encoding import b64decode, b64encode
 from keypeer.wire.messages import ActivateRequest, EnrolChallenge, EnrolRequest, EnrolResult
 from kms import limits, pki
-from kms.domain import EkOwner, EnrolledHost, HostStatus, PendingEnrolment
+from kms.domain.hosts import EkOwner, EnrolledHost, HostStatus, PendingEnrolment
 from kms.errors import BadRequest, KeypeerError, Refused, Unavailable
 from kms.evidence.ek import ek_digest, judge_ek
 from kms.flows.context import Caller, Context, conflict

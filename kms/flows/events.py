@@ -8,7 +8,7 @@ from typing import cast
 
 from keypeer.wire.messages.events import RESYNC, STREAM, EventPage, HostEvent
 from kms import limits
-from kms.domain import FleetHead, HostEventHead, StoredEvent
+from kms.domain.trust import FleetHead, HostEventHead, StoredEvent
 from kms.errors import KeypeerError, NotFound, Refused
 from kms.flows.context import Caller, Context, host_refusal, unknown_host
 from kms.records import EVENT_HEADS, EVENTS, FLEET_EVENTS, FLEET_HEADS, HOSTS, Kind

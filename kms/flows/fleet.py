@@ -7,7 +7,7 @@ other. So each event lies in ``event-out`` too, and the background process moves
 from __future__ import annotations
 
 from kms import limits
-from kms.domain import FleetHead
+from kms.domain.trust import FleetHead
 from kms.flows.context import Context
 from kms.records import EVENTS_OUT, FLEET_EVENTS, FLEET_HEADS
 from kms.store.port import Check
@@ -22,10 +22,11 @@ async def step(ctx: Context) -> None:
 
 
 async def _move(ctx: Context) -> int:
+    # The head first: whoever moves anything moves it too, so that the check below covers what is read after it.
+    head = await ctx.records.load(FLEET_HEADS, _HEAD)
     items = await ctx.store.scan(EVENTS_OUT.prefix, limit=limits.FLEET_STEP_MAX)
     if not items:
         return 0
-    head = await ctx.records.load(FLEET_HEADS, _HEAD)
     last = head.value.last if head else 0
     numbers = range(last + 1, last + len(items) + 1)
     overrun = [number - limits.FLEET_EVENTS_KEPT for number in numbers if number > limits.FLEET_EVENTS_KEPT]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from keypeer.wire.canonical import geo_tag_preimage
 from keypeer.wire.geo import GeoTagStatement, encode_statement
 from keypeer.wire.messages import GeoTagPage, GeoTagView, GeoView, IssueGeoTag
-from kms.domain import StoredEvent, StoredGeoTag
+from kms.domain.attestation import StoredGeoTag
+from kms.domain.trust import StoredEvent
 from kms.errors import BadRequest, NotFound
 from kms.flows.context import Caller, Context, unknown_host
 from kms.records import EVENT_HEADS, GEO_TAGS, HOSTS, SESSIONS

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Mapping
 from keypeer.wire.messages import HealthCheck, Readiness
 from kms import limits
 from kms.audit.record import decode_record
-from kms.domain import HEARTBEAT
+from kms.domain.service_keys import HEARTBEAT
 from kms.errors import KeypeerError
 from kms.flows.context import Context
 from kms.records import CHECKPOINTS, JOB_NOTES

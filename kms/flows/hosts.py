@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from keypeer.wire.messages import ExpectHost, HostPage, HostView, RevokeHost
-from kms.domain import NO_LAUNCHES, EnrolledHost, ExpectedHost, HostStatus, ReservedName
+from kms.domain.attestation import NO_LAUNCHES
+from kms.domain.hosts import EnrolledHost, ExpectedHost, HostStatus, ReservedName
 from kms.flows.context import Caller, Context, unknown_host
 from kms.records import (
     EVENT_HEADS,

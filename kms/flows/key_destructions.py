@@ -14,7 +14,8 @@ from http import HTTPStatus
 from keypeer.wire.messages import DestroyedVersion
 from kms import limits
 from kms.custody.port import Description
-from kms.domain import AttestationSession, GoneVersions, KeysInUse, RotatedKey
+from kms.domain.attestation import AttestationSession
+from kms.domain.service_keys import GoneVersions, KeysInUse, RotatedKey
 from kms.errors import KeypeerError, Reason, Unavailable
 from kms.flows.context import Caller, Context
 from kms.movers import MOVERS, backup_key, items_under, sessions_below, transfer_key

@@ -28,7 +28,8 @@ from keypeer.wire.messages import (
 from kms import limits
 from kms.custody.port import OperationError, Rewrap, SessionRecord
 from kms.destinations import judge
-from kms.domain import AttestationSession, Lease, Migration, MigrationState
+from kms.domain.attestation import AttestationSession
+from kms.domain.vms import Lease, Migration, MigrationState
 from kms.errors import BadRequest, KeypeerError, NotFound, Reason, Refused, Unavailable
 from kms.flows.context import Caller, Context, conflict, session_refusal, unknown_host, unknown_vm
 from kms.keys import migrations as table

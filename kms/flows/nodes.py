@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from kms import limits
 from kms.custody.port import Description
-from kms.domain import NodeState, RotatedKey
+from kms.domain.service_keys import NodeState, RotatedKey
 from kms.flows.context import Context
 from kms.movers import MOVERS, transfer_key
 from kms.nodes import SIGNING, newest

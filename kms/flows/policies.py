@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from keypeer.wire.messages import Explanation, PolicyDocument, PolicyPage, PolicyView
-from kms.domain import AppraisalFacts, AttestationSession, StoredPolicy, TrustCheck
+from kms.domain.attestation import AppraisalFacts, AttestationSession
+from kms.domain.policies import StoredPolicy
+from kms.domain.trust import TrustCheck
 from kms.errors import NotFound, Reason
 from kms.flows.context import Caller, Context, unknown_host, unknown_vm
 from kms.keys.leases import refuse_lease

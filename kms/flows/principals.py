@@ -8,7 +8,8 @@ from http import HTTPStatus
 from keypeer.wire.messages import PrincipalPage, PrincipalView, PutPrincipal, StaffRole
 from kms import limits, pki
 from kms.approvals import approval_key, greatest
-from kms.domain import IssuedCertificate, Principal
+from kms.domain.hosts import IssuedCertificate
+from kms.domain.staff import Principal
 from kms.errors import BadRequest, KeypeerError, NotFound, Refused
 from kms.flows.context import Caller, Context
 from kms.officers import Officers, load_officers

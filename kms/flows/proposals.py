@@ -22,7 +22,7 @@ from keypeer.wire.messages import (
 from keypeer.wire.proposals import Decision, ProposalDocument, decode_document, encode_document, proposal_digest
 from kms import limits
 from kms.approvals import Standing, counts, decide, greatest, raise_ended, standing
-from kms.domain import ApprovalRules, OfficerDecision, OpenProposal, Proposal
+from kms.domain.staff import ApprovalRules, OfficerDecision, OpenProposal, Proposal
 from kms.errors import BadRequest, KeypeerError, NotFound, Reason, Refused
 from kms.flows.context import Caller, Context, Rider, conflict
 from kms.officers import RULES, Officers, load_officers, load_rules, rules_check

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keypeer.wire.messages import PutQuota, QuotaPage, QuotaView
 from kms.audit.record import Facts
-from kms.domain import Quota
+from kms.domain.vms import Quota
 from kms.flows.context import Caller, Context
 from kms.quotas import QUOTAS, Owner, OwnerKind, counts_prefix
 from kms.store.port import Check, read_count

@@ -21,7 +21,8 @@ from keypeer.wire.encoding import b64decode, b64encode
 from keypeer.wire.messages import Release
 from kms import limits
 from kms.custody.port import KeyRecord, OperationError, Released, Rewrap, SessionRecord
-from kms.domain import AttestationSession, Lease
+from kms.domain.attestation import AttestationSession
+from kms.domain.vms import Lease
 from kms.errors import KeypeerError, NotFound, Reason, Refused, Unavailable
 from kms.flows.context import Caller, Context, conflict, session_refusal, unknown_host, unknown_vm
 from kms.keys.leases import grant_lease, is_held, refuse_lease

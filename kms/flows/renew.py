@@ -19,7 +19,7 @@ from keypeer.wire.encoding import b64decode
 from keypeer.wire.messages import EndedLease, RenewedLease, RenewedLeases, RenewLeases
 from kms import limits
 from kms.audit.record import Facts
-from kms.domain import Lease
+from kms.domain.vms import Lease
 from kms.errors import KeypeerError, Reason
 from kms.flows.context import Caller, Context, conflict, session_refusal, unknown_host
 from kms.held import held_page, read_holder

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from kms import limits
-from kms.domain import KeyRotation, RotationProgress
+from kms.domain.service_keys import KeyRotation, RotationProgress
 from kms.errors import KeypeerError, Unavailable
 from kms.flows.context import Context
 from kms.keys import rotation as plan

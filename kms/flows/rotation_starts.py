@@ -10,7 +10,7 @@ from contextlib import suppress
 import msgspec
 
 from kms import limits
-from kms.domain import KeyRotation, KeysInUse, RotatedKey
+from kms.domain.service_keys import KeyRotation, KeysInUse, RotatedKey
 from kms.errors import KeypeerError, Unavailable
 from kms.flows.context import Context
 from kms.keys.rotation import begun

@@ -9,7 +9,7 @@ import msgspec
 
 from keypeer.wire.messages import KeyPage, KeyView, RotationView
 from kms.custody.port import Description
-from kms.domain import KeyRotation, RotatedKey, RotationProgress
+from kms.domain.service_keys import KeyRotation, RotatedKey, RotationProgress
 from kms.errors import KeypeerError, NotFound
 from kms.flows.context import Caller, Context
 from kms.keys.rotation import seconds_left

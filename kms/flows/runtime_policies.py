@@ -8,7 +8,8 @@ from http import HTTPStatus
 from keypeer.wire.messages import RuntimePolicyPage, RuntimePolicySummary, RuntimePolicyView
 from keypeer.wire.runtime import RuntimePolicy
 from kms import limits
-from kms.domain import StoredRuntimePolicy, TrustCheck
+from kms.domain.policies import StoredRuntimePolicy
+from kms.domain.trust import TrustCheck
 from kms.errors import BadRequest, NotFound
 from kms.evidence.ima.policy import CompiledRuntime
 from kms.flows.context import Caller, Context

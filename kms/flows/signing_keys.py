@@ -19,7 +19,7 @@ from kms import limits, pki
 from kms.audit.record import Facts
 from kms.authorities import Authorities
 from kms.certificates import certificate_holders
-from kms.domain import SigningKeyRecord, SigningName, SigningVersion
+from kms.domain.service_keys import SigningKeyRecord, SigningName, SigningVersion
 from kms.errors import KeypeerError, NotFound, Unavailable
 from kms.flows.context import Caller, Context
 from kms.movers import transfer_key

@@ -20,7 +20,7 @@ import structlog
 from keypeer.wire.encoding import b64decode
 from keypeer.wire.messages import EndedLease, RenewedLease, RenewedLeases, RenewLeases
 from kms import limits
-from kms.domain import Lease
+from kms.domain.vms import Lease
 from kms.errors import Unavailable, cut_off
 from kms.flows.context import Caller, Context, host_refusal, session_refusal, unknown_host
 from kms.held import HeldLease, held_page, read_holder

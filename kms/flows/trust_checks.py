@@ -16,7 +16,9 @@ from collections.abc import Sequence
 import msgspec
 
 from kms import limits
-from kms.domain import AttestationSession, Lease, StoredEvent, TrustCheck
+from kms.domain.attestation import AttestationSession
+from kms.domain.trust import StoredEvent, TrustCheck
+from kms.domain.vms import Lease
 from kms.errors import KeypeerError, Reason
 from kms.evidence.baselines import in_force
 from kms.flows.context import Context, conflict

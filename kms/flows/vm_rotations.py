@@ -16,7 +16,7 @@ import msgspec
 from keypeer.wire.messages import RotateVm, RotateVms, VmRotationPage, VmRotationView, VmView
 from kms import limits
 from kms.custody.port import Amend, KeyRecord, NewKey, OperationError
-from kms.domain import VmRotation, pack_attributes
+from kms.domain.vms import VmRotation, pack_attributes
 from kms.errors import BadRequest, KeypeerError, NotFound, Reason, Unavailable
 from kms.flows.context import Caller, Context, unknown_vm
 from kms.keys.lifecycle import carry_out, refuse_act, replaced

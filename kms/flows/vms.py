@@ -16,7 +16,7 @@ from keypeer.wire.messages import CreatedVms, CreateVm, ImportKeyView, ImportVm,
 from kms import limits
 from kms.audit.record import Facts
 from kms.custody.port import ImportKey, KeyRecord, NewKey, OperationError
-from kms.domain import KeyAttributes, pack_attributes
+from kms.domain.vms import KeyAttributes, pack_attributes
 from kms.errors import BadRequest, KeypeerError, Refused, Unavailable
 from kms.flows.context import Caller, Context, unknown_vm
 from kms.quotas import Claim, Owner, claim

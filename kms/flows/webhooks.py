@@ -17,7 +17,7 @@ import msgspec
 
 from keypeer.wire.messages.events import RESYNC, HostEvent
 from kms import limits
-from kms.domain import WebhookState
+from kms.domain.trust import WebhookState
 from kms.errors import KeypeerError, Unavailable
 from kms.flows.context import Context
 from kms.records import FLEET_EVENTS, FLEET_HEADS, WEBHOOKS, Loaded

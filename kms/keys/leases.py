@@ -3,7 +3,7 @@ one before."""
 
 from __future__ import annotations
 
-from kms.domain import Lease
+from kms.domain.vms import Lease
 from kms.errors import Reason
 
 

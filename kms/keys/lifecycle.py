@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from kms.domain import KeyAttributes, KeyState, Lease
+from kms.domain.vms import KeyAttributes, KeyState, Lease
 from kms.errors import Reason
 
 KeyAct = Literal[

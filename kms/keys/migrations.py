@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from kms.domain import Lease, Migration, MigrationState
+from kms.domain.vms import Lease, Migration, MigrationState
 from kms.errors import Reason
 
 Event = Literal["accept", "switchover", "leave", "complete", "abort"]

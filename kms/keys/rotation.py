@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from kms import limits
-from kms.domain import KeyRotation, RotationProgress, RotationState
+from kms.domain.service_keys import KeyRotation, RotationProgress, RotationState
 
 Failure = tuple[str, str]  # the record's store key, and the failure's code
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from kms.domain import AppraisalFacts, GeoFacts
+from kms.domain.attestation import AppraisalFacts, GeoFacts
 from kms.errors import Reason
 from kms.policy.model import Policy, firmware_version
 

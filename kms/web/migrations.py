@@ -13,7 +13,7 @@ from keypeer.wire.messages import (
     MigrationView,
     SwitchOver,
 )
-from kms.domain import Role
+from kms.domain.staff import Role
 from kms.flows import migrations
 from kms.web.routing import HOST, HOST_OR_STAFF, PAGE_QUERY, STAFF, Call, Route
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from keypeer.wire.messages import DestroyedVersion, KeyPage, RotationView
-from kms.domain import RotatedKey
+from kms.domain.service_keys import RotatedKey
 from kms.errors import BadRequest
 from kms.flows import key_destructions, rotations
 from kms.movers import MOVERS

@@ -10,7 +10,7 @@ import msgspec
 
 from keypeer.wire.types import Name
 from kms import limits
-from kms.domain import Role
+from kms.domain.staff import Role
 from kms.errors import BadRequest
 from kms.flows.context import Caller, Context
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from keypeer.wire.messages import RetireVersion, SigningKeyPage, SigningKeyView
-from kms.domain import SigningName
+from kms.domain.service_keys import SigningName
 from kms.errors import BadRequest, NotFound
 from kms.flows import signing_keys
 from kms.signing_keys import ROTATED

@@ -9,7 +9,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from kms import limits, pki
 from kms.audit.record import decode_record
-from kms.domain import HEARTBEAT
+from kms.domain.service_keys import HEARTBEAT
 from kms.errors import KeypeerError
 from kms.flows import health
 from kms.flows.context import Context

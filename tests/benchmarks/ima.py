@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from keypeer.wire.runtime import RuntimePolicy
-from kms.domain import ImaPosition, RuntimeState
+from kms.domain.attestation import ImaPosition, RuntimeState
 from kms.evidence.ima.appraise import advance, judge, verdict
 from kms.evidence.ima.entry import parse_ascii
 from kms.evidence.ima.policy import CompiledRuntime

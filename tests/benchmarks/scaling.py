@@ -33,7 +33,7 @@ import uvloop
 
 from keypeer.wire import messages as wire
 from kms.app import open_context
-from kms.domain import StoredPolicy
+from kms.domain.policies import StoredPolicy
 from kms.records import POLICIES
 from kms.settings import read_home
 from tests.benchmarks.attesting import HANDSHAKES, crowd

@@ -17,7 +17,7 @@ from keypeer.wire import messages as wire
 from keypeer.wire.encoding import b64decode, b64encode
 from kms import limits, pki
 from kms.app import open_context
-from kms.domain import Role
+from kms.domain.staff import Role
 from kms.errors import Refused
 from kms.flows.attest import attest
 from kms.flows.context import Caller as FlowCaller

@@ -24,7 +24,7 @@ from keypeer.wire.tlog.checkpoint import open_checkpoint
 from keypeer.wire.tlog.note import VerifierKey, parse_note
 from kms import limits
 from kms.app import open_context
-from kms.domain import SigningKeyRecord
+from kms.domain.service_keys import SigningKeyRecord
 from kms.errors import KeypeerError
 from kms.flows import checkpoints, signing_keys, tokens
 from kms.flows.context import Caller as FlowCaller

@@ -241,7 +241,7 @@ async def test_a_record_with_another_date_is_not_erased(service: Service, host: 
     """A forged destroy_at doesn't pass the HSM; it stands in nobody's way, and the log tells."""
     import msgspec
 
-    from kms.domain import pack_attributes
+    from kms.domain.vms import pack_attributes
     from kms.vm_records import due_key, encode_vm, open_vm
 
     create_vm(service, "life-13")

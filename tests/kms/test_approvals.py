@@ -25,7 +25,7 @@ from keypeer.wire.proposals import (
     proposal_digest,
 )
 from kms.approvals import ROOT_ACTS, approval_key, decide, greatest, needed, standing, verifies
-from kms.domain import ApprovalRules, OfficerDecision, Proposal
+from kms.domain.staff import ApprovalRules, OfficerDecision, Proposal
 from kms.errors import KeypeerError
 
 DIGEST = b"d" * 32

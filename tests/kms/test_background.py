@@ -16,7 +16,7 @@ import pytest
 
 from kms import background, limits
 from kms.background import Job, only_one
-from kms.domain import HEARTBEAT
+from kms.domain.service_keys import HEARTBEAT
 from kms.errors import Unavailable
 from kms.flows import health
 from kms.flows.context import Context

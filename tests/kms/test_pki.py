@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
 from kms import pki
-from kms.domain import Role
+from kms.domain.staff import Role
 from kms.errors import BadRequest, Refused
 
 NOW = 1_800_000_000

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from kms import limits
 from kms.custody.client import HsmClient
 from kms.custody.port import MacValue
-from kms.domain import EnrolledHost, Lease
+from kms.domain.hosts import EnrolledHost
+from kms.domain.vms import Lease
 from kms.errors import Unavailable
 from kms.records import HOSTS, LEASES, Kind, Records, Unsealed
 from kms.store.memory import MemoryStore

@@ -11,7 +11,7 @@ import pytest
 
 from keypeer.wire.messages import HostEvent
 from kms import limits
-from kms.domain import HostEventHead, StoredEvent
+from kms.domain.trust import HostEventHead, StoredEvent
 from kms.flows import events, fleet
 from kms.flows.context import Context
 from kms.records import EVENT_HEADS, EVENTS
@@ -113,6 +113,31 @@ async def test_the_fleets_log_has_every_event_once_whoever_moves_it(ctx: Context
     assert [each.id for each in page.items] == list(range(1, 41))
     by_host = {name: [each.host_id for each in page.items if each.host == name] for name in ("host-0", "host-6")}
     assert by_host == {"host-0": [1, 2, 3, 4, 5, 6], "host-6": [1, 2, 3, 4]}
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_another_mover_between_two_reads_doubles_no_event(
+    ctx: Context, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Another one's whole step, just before what waits is read or just after."""
+    for number in range(3):
+        await tell(ctx, "a", host=f"host-{number}")
+    scan, others = ctx.store.scan, [moment]
+
+    async def between(prefix: bytes, after: bytes = b"", limit: int = 100) -> list[Item]:
+        when = others.pop() if others else ""
+        if when == "before":
+            await fleet.step(ctx)
+        items = await scan(prefix, after, limit)
+        if when == "after":
+            await fleet.step(ctx)
+        return items
+
+    monkeypatch.setattr(ctx.store, "scan", between)
+    await fleet.step(ctx)
+    await fleet.step(ctx)
+    page = await events.page(ctx, events.FLEET, 0, 1000)
+    assert [(each.id, each.host) for each in page.items] == [(1, "host-0"), (2, "host-1"), (3, "host-2")]
 
 
 @pytest.mark.parametrize(

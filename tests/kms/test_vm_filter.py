@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kms import limits
 from kms.custody.port import KeyRecord
-from kms.domain import KeyAttributes, pack_attributes
+from kms.domain.vms import KeyAttributes, pack_attributes
 from kms.errors import Unavailable
 from kms.keys.lifecycle import settled
 from kms.records import old_key

@@ -25,7 +25,7 @@ def seed(folder: Path) -> None:
 def holds_for(data: bytes) -> None:
     """Only EvidenceError comes out of the parsers; what they take can be judged."""
     from keypeer.wire.runtime import RuntimePolicy
-    from kms.domain import ImaPosition, RuntimeState
+    from kms.domain.attestation import ImaPosition, RuntimeState
     from kms.errors import EvidenceError
     from kms.evidence.ima.appraise import advance, judge, verdict
     from kms.evidence.ima.entry import parse_ascii, parse_binary

@@ -16,7 +16,8 @@ from keypeer.wire.canonical import geo_tag_preimage
 from keypeer.wire.geo import GeoTagStatement, encode_statement
 from kms import limits, pki
 from kms.app import open_context
-from kms.domain import EkOwner, EnrolledHost, StoredGeoTag
+from kms.domain.attestation import StoredGeoTag
+from kms.domain.hosts import EkOwner, EnrolledHost
 from kms.flows.context import Context
 from kms.records import CERTIFICATES, EK_OWNERS, GEO_TAGS, HOSTS
 from kms.settings import read_home

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keypeer.wire.canonical import geo_tag_preimage, qualifying_data
 from keypeer.wire.geo import GeoTagStatement, encode_statement
-from kms.domain import Baseline
+from kms.domain.policies import Baseline
 from kms.evidence.appraise import Appraisal, Untrusted, appraise
 from kms.evidence.model import Evidence, Expectations
 from tests.support.simulated_host import SimulatedHost, boot_values

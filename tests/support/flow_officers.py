@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from keypeer.wire import messages as wire
 from keypeer.wire.encoding import b64decode, b64encode
 from keypeer.wire.proposals import decision_preimage, proposal_digest
-from kms.domain import Principal
+from kms.domain.staff import Principal
 from kms.flows import proposals
 from kms.flows.context import Caller, Context
 from kms.records import PRINCIPALS

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from keypeer.wire.messages import RotationView
 from kms.custody.port import NewKey, OpenedSession, Rewrap
-from kms.domain import KeyAttributes, RotatedKey, pack_attributes
+from kms.domain.service_keys import RotatedKey
+from kms.domain.vms import KeyAttributes, pack_attributes
 from kms.flows import rotation_rounds, rotation_starts, rotations
 from kms.flows.context import Context
 from kms.movers import MOVERS, items_under

@@ -13,7 +13,7 @@ from pathlib import Path
 from kms import limits
 from kms.app import open_context
 from kms.audit.record import AuditRecord, decode_record
-from kms.domain import Lease
+from kms.domain.vms import Lease
 from kms.flows import rotations
 from kms.flows.context import Context
 from kms.movers import items_under

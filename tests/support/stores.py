@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
+
+import pytest
 
 from keypeer.wire.tlog.merkle import fold, leaf_hash
 from kms import limits
@@ -95,3 +98,11 @@ async def assert_log_holds(store: Store) -> list[LogEntry]:
     assert [entry.leaf for entry in entries] == [leaf_hash(entry.entry) for entry in entries]
     assert head.root == fold([[entry.leaf for entry in entries]])
     return entries
+
+
+async def refusal(url: str, *, single: bool = False) -> Unavailable:
+    """Why the store doesn't open; within the bounds of connecting."""
+    async with asyncio.timeout(3 * limits.POSTGRES_CONNECT_S):
+        with pytest.raises(Unavailable) as caught:
+            await PostgresStore.open(parse(url, Path()), single=single)
+    return caught.value

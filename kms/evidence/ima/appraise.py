@@ -12,7 +12,7 @@ from typing import Literal
 
 from keypeer.wire.profile import IMA_PCR
 from kms import limits
-from kms.domain import ImaPosition, RuntimeState
+from kms.domain.attestation import ImaPosition, RuntimeState
 from kms.errors import Reason
 from kms.evidence.ima.entry import VIOLATION, Entry
 from kms.evidence.ima.policy import CompiledRuntime

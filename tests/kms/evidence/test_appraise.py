@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 import kms
 from keypeer.wire.canonical import geo_tag_preimage
 from kms import limits
-from kms.domain import Counters, GeoFacts
+from kms.domain.attestation import Counters, GeoFacts
 from kms.errors import EvidenceError, Overtaken, Refused
 from kms.evidence.appraise import Appraisal, Untrusted
 from kms.tpm import constants as c

@@ -7,7 +7,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from kms.domain import BindingKey, Counters
+from kms.domain.attestation import BindingKey, Counters
 from kms.tpm import constants as c
 from tests.support import tpm_bytes as t
 from tests.support.evidence_attacks import AttackTable, Builder, Built, check_attack, honest

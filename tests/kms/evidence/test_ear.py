@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keypeer.wire.encoding import b64decode
-from kms.domain import AppraisalFacts, BootSummary, Counters, EkTrust, RuntimeVerdict
+from kms.domain.attestation import AppraisalFacts, BootSummary, Counters, RuntimeVerdict
+from kms.domain.hosts import EkTrust
 from kms.evidence import ear
 
 KEY = ec.generate_private_key(ec.SECP256R1())

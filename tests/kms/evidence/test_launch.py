@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from keypeer.wire.launch import Bank, LaunchEntry, extended, launch_bytes, launch_digest
 from kms import limits
-from kms.domain import NO_LAUNCHES, LaunchPosition
+from kms.domain.attestation import NO_LAUNCHES, LaunchPosition
 from kms.evidence.launch import check_launches
 from kms.evidence.model import Findings
 

@@ -14,7 +14,8 @@ import pytest
 
 from keypeer.wire import messages as wire
 from keypeer.wire.profile import BOOT_PCRS
-from kms.domain import Baseline, HostEventHead
+from kms.domain.policies import Baseline
+from kms.domain.trust import HostEventHead
 from kms.errors import KeypeerError, Refused
 from kms.flows import attest, challenge
 from kms.flows.context import Caller, Context

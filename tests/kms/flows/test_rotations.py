@@ -17,7 +17,8 @@ import pytest
 
 from keypeer.wire.messages import CreateVm, GeoRule, PolicyDocument, RotateVm
 from kms import limits
-from kms.domain import EnrolledHost, KeysInUse, NodeState, OutstandingNonces
+from kms.domain.hosts import EnrolledHost, OutstandingNonces
+from kms.domain.service_keys import KeysInUse, NodeState
 from kms.errors import KeypeerError
 from kms.flows import key_destructions, policies, rotation_rounds, rotation_starts, rotations, vm_rotations, vms
 from kms.flows.context import Context

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kms.domain import Lease
+from kms.domain.vms import Lease
 from kms.keys.leases import grant_lease, refuse_lease
 
 NOW = 1_800_000_000

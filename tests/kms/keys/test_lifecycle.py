@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kms.domain import KeyAttributes, KeyState, Lease, pack_attributes
+from kms.domain.vms import KeyAttributes, KeyState, Lease, pack_attributes
 from kms.keys.lifecycle import (
     BY,
     MAY,

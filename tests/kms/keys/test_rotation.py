@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kms import limits
-from kms.domain import KeyRotation, RotationProgress
+from kms.domain.service_keys import KeyRotation, RotationProgress
 from kms.keys.rotation import Pace, Page, Rate, after_page, after_prefix, begun, outcome, resumed, seconds_left
 
 PREFIXES = [b"vm/", b"vm-old/", b"host/"]

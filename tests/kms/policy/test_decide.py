@@ -18,7 +18,7 @@ from keypeer.wire.messages import (
     TpmRule,
     VmRule,
 )
-from kms.domain import AppraisalFacts, BootSummary, Counters, GeoFacts, RuntimeVerdict
+from kms.domain.attestation import AppraisalFacts, BootSummary, Counters, GeoFacts, RuntimeVerdict
 from kms.errors import BadRequest
 from kms.policy.decide import decide, decide_config
 from kms.policy.model import Policy, compile_policy

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kms import limits
-from kms.domain import ImaPosition
+from kms.domain.attestation import ImaPosition
 from kms.errors import EvidenceError
 from kms.evidence.ima.appraise import advance
 from kms.evidence.ima.entry import TEMPLATES, Entry, parse_ascii, parse_binary

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from keypeer.wire.runtime import Requirement, RuntimePolicy, SignerKey
 from kms import limits
-from kms.domain import RuntimeState
+from kms.domain.attestation import RuntimeState
 from kms.errors import BadRequest
 from kms.evidence.ima.appraise import judge, verdict
 from kms.evidence.ima.entry import parse_ascii

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kms.domain import ImaPosition
+from kms.domain.attestation import ImaPosition
 from kms.evidence.ima.appraise import advance
 from kms.evidence.ima.entry import parse_ascii
 from kms.evidence.ima.replay import check_template_hashes
