@@ -11,7 +11,7 @@ from openapi_spec_validator import validate
 
 from keypeer.wire.tlog.note import ED25519, VerifierKey
 from kms.web.server import ROUTES
-from tests.support.service import Service, initialised_service
+from tests.support.service import Service, copied_service
 
 LOG_KEY = VerifierKey("w.test/w", ED25519, bytes(32))  # signs logs, cosigns none
 
@@ -64,7 +64,7 @@ def no_certificate(home: Path) -> None:
 def test_doctor_names_what_is_wrong_and_the_remedy(
     tmp_path: Path, spoil: Callable[[Path], None], check: str, mend: str
 ) -> None:
-    stopped = initialised_service(tmp_path / "kp")
+    stopped = copied_service(tmp_path / "kp")
     spoil(stopped.folder)
     done = stopped.keypeer("doctor", "--json", check=False)
     assert done.returncode == 4
@@ -88,7 +88,7 @@ def test_doctor_names_what_is_wrong_and_the_remedy(
     ],
 )
 def test_settings_that_will_not_do_are_refused_by_name(tmp_path: Path, old: str, new: str, words: str) -> None:
-    stopped = initialised_service(tmp_path / "kp")
+    stopped = copied_service(tmp_path / "kp")
     settings = stopped.folder / "keypeer.toml"
     settings.write_text(settings.read_text().replace(old, new, 1))
     done = stopped.keypeer("serve", check=False)
@@ -121,7 +121,7 @@ def test_the_openapi_document_is_valid_and_whole(service: Service) -> None:
 
 
 def test_a_role_that_can_not_be_played_is_refused_in_words(tmp_path: Path) -> None:
-    stopped = initialised_service(tmp_path / "kp")
+    stopped = copied_service(tmp_path / "kp")
     settings = stopped.folder / "keypeer.toml"
     settings.write_text(settings.read_text().replace("[hsm]", '[hsm]\nclients = ["nobody-of-that-name"]', 1))
     for arguments, words in (

@@ -242,7 +242,7 @@ def test_an_approved_act_survives_the_death_of_every_worker(three: tuple[Service
 def test_proposals_of_another_service_say_nothing_here(three: tuple[Service, list[Officer]], tmp_path: Path) -> None:
     _, (first, olga, _) = three
     mine = propose_policy(first, "elsewhere")
-    with running_service(tmp_path / "other") as other:
+    with running_service(tmp_path / "other", own_keys=True) as other:
         theirs = Officer("officer", first.key, other.caller("officer"))
         assert theirs.approve(mine).code == "proposal.unknown"
         view = propose_policy(theirs, "elsewhere")

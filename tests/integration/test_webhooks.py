@@ -17,7 +17,7 @@ import pytest
 
 from keypeer.wire import messages as m
 from tests.support.hsm import wait_until
-from tests.support.service import Service, good_host, initialised_service, put_demo_policy
+from tests.support.service import Service, copied_service, good_host, put_demo_policy
 
 pytestmark = pytest.mark.integration
 SECRET = os.urandom(32)
@@ -63,7 +63,7 @@ def receiver() -> Iterator[tuple[Receiver, int]]:
 
 @pytest.fixture
 def service(tmp_path: Path, receiver: tuple[Receiver, int]) -> Iterator[Service]:
-    service = initialised_service(tmp_path / "kp")
+    service = copied_service(tmp_path / "kp")
     (service.folder / "webhook").write_text("whsec_" + base64.b64encode(SECRET).decode() + "\n")
     text = f'\n[[webhook]]\nurl = "http://127.0.0.1:{receiver[1]}/keypeer"\nsecret = "file:webhook"\n'
     with (service.folder / "keypeer.toml").open("a") as settings:
@@ -95,7 +95,7 @@ def test_each_event_is_told_in_order_signed_and_again_until_it_is_answered(
 
 @pytest.mark.parametrize(("secret", "found"), [("whsec_c2hvcnQ=", "holds 5 bytes"), ("whsec_not base64!", "no base64")])
 def test_a_secret_that_is_none_is_told_at_the_start(tmp_path: Path, secret: str, found: str) -> None:
-    service = initialised_service(tmp_path / "kp")
+    service = copied_service(tmp_path / "kp")
     (service.folder / "webhook").write_text(secret)
     with (service.folder / "keypeer.toml").open("a") as settings:
         settings.write('\n[[webhook]]\nurl = "http://127.0.0.1:1/"\nsecret = "file:webhook"\n')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import http.client
 import os
 import shutil
@@ -10,6 +12,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -174,12 +177,12 @@ class Service:
 
     def stop(self) -> None:
         """SIGTERM, and every process of it gone."""
+        for caller in self.callers.values():
+            caller.close()  # first: the service gives open connections seconds to end
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             assert self.process.wait(30) == 0, self.log.read_text()[-4000:]
             self.process = None
-        for caller in self.callers.values():
-            caller.close()
 
     def workers(self, kind: str) -> list[psutil.Process]:
         """The running "web", "hsm" or "background" processes, or the "nursery"."""
@@ -214,10 +217,13 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 @contextmanager
-def running_service(folder: Path, environment: Mapping[str, str] | None = None, **options: str) -> Iterator[Service]:
-    """A fresh service, running; its files are gone afterwards."""
+def running_service(
+    folder: Path, environment: Mapping[str, str] | None = None, *, own_keys: bool = False, **options: str
+) -> Iterator[Service]:
+    """A fresh service, running; its files are gone afterwards. Its keys are those of all services of this process
+    unless they are to be its ``own_keys``."""
     folder.mkdir(parents=True, exist_ok=True)
-    service = initialised_service(folder, **options)
+    service = initialised_service(folder, **options) if own_keys else copied_service(folder, **options)
     service.environment |= environment or {}
     try:
         service.start()
@@ -237,13 +243,36 @@ def initialised_service(folder: Path, store: str = "", **options: str) -> Servic
     arguments += ["--store", store] if store else []
     service.keypeer(*arguments)
     (folder / "vendor-cas" / "test-vendor.pem").write_bytes(vendor_ca().public_bytes(Encoding.PEM))
-    settings = folder / "keypeer.toml"
-    text = settings.read_text()
-    for old, new in options.items():
+    _replace(folder / "keypeer.toml", options)
+    return service
+
+
+def copied_service(folder: Path, **options: str) -> Service:
+    """As ``initialised_service``, from a copy of what `keypeer init` made once in this process: that takes seconds."""
+    made = _made_once()
+    shutil.copytree(made.folder, folder, dirs_exist_ok=True)
+    service = Service(folder, free_port())
+    _replace(folder / "token" / "softhsm2.conf", {str(made.folder): str(folder)})
+    address = {f":{made.port}": f":{service.port}"}
+    for server in (folder / "identities").glob("*/server"):
+        _replace(server, address)
+    _replace(folder / "keypeer.toml", {**address, **options})
+    return service
+
+
+@functools.cache
+def _made_once() -> Service:
+    folder = Path(tempfile.mkdtemp(prefix="keypeer-made-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return initialised_service(folder)
+
+
+def _replace(file: Path, changes: Mapping[str, str]) -> None:
+    text = file.read_text()
+    for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
-    settings.write_text(text)
-    return service
+    file.write_text(text)
 
 
 class Host:
