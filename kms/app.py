@@ -187,6 +187,7 @@ def _files(folder: Path) -> list[tuple[str, bytes]]:
 async def serve(home: Home, listener: socket.socket, heartbeats: Heartbeats, name: str) -> None:
     """One web worker, until SIGTERM."""
     beating = asyncio.create_task(heartbeats.beat(name))
+    supervisor = os.getppid()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, stop.set)
@@ -218,6 +219,7 @@ async def serve(home: Home, listener: socket.socket, heartbeats: Heartbeats, nam
         await stop.wait()
         following.cancel()
         await drain(server, handlers, ctx)
+        await handlers.shutdown(limits.SHUTDOWN_GRACE_S if os.getppid() == supervisor else limits.ORPHAN_GRACE_S)
         await runner.cleanup()
         counting.cancel()
         metrics.flush()

@@ -100,7 +100,7 @@ async def held_page(
     found = []
     for vm, lease in zip(vms, leases, strict=True):
         if lease is None or not is_held(lease.value, name, holder.log.head.ended_all, now - lease.value.grace):
-            found.append(HeldLease(vm, None))
+            found.append(HeldLease(vm, None, checks=(lease.check if lease else Check(LEASES.key(vm), 0),)))
             continue
         key, asked = keys[vm]
         policy = policies[key.attributes.policy] if key is not None else None

@@ -15,6 +15,7 @@ from kms.domain.trust import HostEventHead
 from kms.evidence.appraise import Proven
 from kms.evidence.ima.policy import CompiledRuntime
 from kms.evidence.model import KnownBoot, KnownRuntime
+from kms.in_use import read_keys_in_use
 from kms.records import (
     BASELINES,
     EVENT_HEADS,
@@ -28,7 +29,6 @@ from kms.records import (
     SESSIONS,
     Loaded,
     Records,
-    read_keys_in_use,
 )
 from kms.runtime_records import RuntimePolicies
 from kms.signing_keys import SIGNING_KEYS, SigningKey, read_signing_key

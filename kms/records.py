@@ -309,18 +309,6 @@ def seal_version(value: bytes) -> int:
     return int.from_bytes(value[:4], "big") if len(value) > _HEAD_BYTES else 0
 
 
-async def keys_in_use(records: Records) -> tuple[service_keys.KeysInUse, Check]:
-    """Under which versions new things are made, and the check for their commit that this hasn't moved since."""
-    return read_keys_in_use(await records.load(KEYS_IN_USE, "hsm"))
-
-
-def read_keys_in_use(loaded: Loaded[service_keys.KeysInUse] | None) -> tuple[service_keys.KeysInUse, Check]:
-    """``keys_in_use`` of the record as read."""
-    if loaded is None:
-        return service_keys.KeysInUse({}), Check(KEYS_IN_USE.key("hsm"), 0)
-    return loaded.value, loaded.check
-
-
 def _sealed(mac: MacValue, payload: bytes) -> bytes:
     return mac.mac_key.to_bytes(4, "big") + mac.mac + payload
 

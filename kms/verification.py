@@ -16,6 +16,7 @@ from keypeer.wire.tlog.merkle import Frontier, leaf_hash
 from kms import limits
 from kms.custody.port import Custody, KeyRecord, OpenSession, OperationError, Rewrap, SessionRecord
 from kms.errors import KeypeerError
+from kms.fences import FENCE_PREFIX
 from kms.quotas import recount
 from kms.records import OLD_PREFIX, VM_PREFIX, Kind, Records, old_key, tampered, vm_key
 from kms.signing_keys import SIGNING_KEYS
@@ -24,7 +25,15 @@ from kms.vm_records import DUE_PREFIX, Due, due_key, indexes, open_vm
 
 BY_PREFIX = b"vm-by/"
 # Vouched for by records that name them, or by nobody.
-PLAIN_PREFIXES = (b"runtime-document/", b"recovery/", b"count/", b"proposal-document/", b"held/", b"trust-due/")
+PLAIN_PREFIXES = (
+    b"runtime-document/",
+    b"recovery/",
+    b"count/",
+    b"proposal-document/",
+    b"held/",
+    b"trust-due/",
+    FENCE_PREFIX,
+)
 _HOST = "store verify"
 
 

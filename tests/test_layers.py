@@ -40,6 +40,8 @@ FLOORS = {
     "kms.webhooks.port": 2,
     "kms.tree": 2.3,
     "kms.views": 2.3,
+    "kms.fences": 2.3,
+    "kms.in_use": 2.6,
     "kms.records": 2.5,
     "kms.vm_records": 2.6,
     "kms.runtime_records": 2.6,

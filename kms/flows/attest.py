@@ -21,6 +21,7 @@ from kms.evidence.appraise import Appraisal, Proven, Untrusted, appraise
 from kms.evidence.model import Evidence, Expectations
 from kms.evidence.received import received
 from kms.flows.context import Caller, Context, conflict, host_refusal, unknown_host
+from kms.in_use import is_behind, refuse_behind
 from kms.known import KnownHost, read_known
 from kms.records import EVIDENCE, LAUNCHES, NONCES, REFUSALS, SESSIONS
 from kms.signing_keys import SigningKey, links
@@ -170,9 +171,10 @@ async def _grant(
     now = ctx.now()
     signer, (in_use, fence) = state.keys["session"], state.in_use
     known = state.session.value if state.session else None
-    if known is not None and (known.signed_by != signer.newest.version or _outlived(known, in_use)):
+    if known is not None and (known.signed_by != signer.newest.version or _is_behind(known, in_use)):
         known = None  # a session under the newest keys takes its place, so that hosts follow rotations one by one
     session = await _session(ctx, caller, known, verdict, now, signer.newest.version)
+    refuse_behind([_session_record.decode(session.custody)], in_use)
     nonce = ctx.random(limits.NONCE_BYTES)
     records = [NONCES.put(caller.name, nonces.issue(left, nonce, now)), SESSIONS.put(caller.name, session)]
     kept = state.kept_evidence(verdict.proven, now)
@@ -286,12 +288,10 @@ async def _session(
     )
 
 
-def _outlived(session: AttestationSession, in_use: KeysInUse) -> bool:
+def _is_behind(session: AttestationSession, in_use: KeysInUse) -> bool:
     """Whether the session's keys are under a version of the HSM's keys that was replaced: its next attestation opens a
     new one, so that none is left in the end."""
-    record = _session_record.decode(session.custody)
-    versions = in_use.versions
-    return record.kek < versions.get("kek", 0) or record.mac_key < versions.get("record-mac", 0)
+    return is_behind(_session_record.decode(session.custody), in_use)
 
 
 def _expiry(geo: GeoFacts | None, now: int) -> int:

@@ -19,6 +19,7 @@ from keypeer.wire.messages import (
     PutBaseline,
     RecordBaseline,
 )
+from kms.audit.record import Facts
 from kms.domain.policies import Baseline, BaselineStatus
 from kms.domain.trust import TrustCheck
 from kms.errors import BadRequest, NotFound
@@ -149,7 +150,7 @@ async def _propose(ctx: Context, caller: Caller, baseline: Baseline, *, host: st
             status=HTTPStatus.CONFLICT,
         )
     proposed = msgspec.structs.replace(baseline, status="proposed", updated_at=ctx.now(), updated_by=caller.name)
-    facts: dict[str, str | int | bool | list[str]] = {
+    facts: Facts = {
         "baseline": baseline.name,
         "pcrs": list(map(str, sorted(baseline.pcrs))),
         "boot": bool(baseline.boot),

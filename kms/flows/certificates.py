@@ -10,6 +10,7 @@ import msgspec
 
 from keypeer.wire.messages import CaBundle, OwnCertificate
 from kms import limits, pki
+from kms.audit.record import Facts
 from kms.authorities import Authorities, known_identity
 from kms.domain.hosts import EnrolledHost, IssuedCertificate
 from kms.domain.staff import Principal
@@ -44,7 +45,7 @@ async def renew(ctx: Context, caller: Caller) -> OwnCertificate:
     )
     puts = await ctx.records.seal([_changed(holder.value, name, issued), CERTIFICATES.put(name, issued)])
     host = caller.name if caller.role == "host" else ""
-    facts: dict[str, str | int | bool | list[str]] = {
+    facts: Facts = {
         "principal": name,
         "certificate_sha256": issued.sha256.hex(),
         "ca": issued.ca,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -191,14 +192,14 @@ async def _put(ctx: Context, loaded: Loaded[StoredCheckpoint] | None, stored: St
     return isinstance(await ctx.store.commit(Commit(checks=[check], puts=puts)), Committed)
 
 
-async def _change(ctx: Context, **changes: object) -> Loaded[StoredCheckpoint]:
-    """Changes fields of the stored checkpoint, whatever others change meanwhile."""
+async def _change(ctx: Context, change: Callable[[StoredCheckpoint], StoredCheckpoint]) -> None:
+    """Changes the stored checkpoint as it is then: while a witness or a token was asked, others changed it too."""
     for _ in range(limits.CHECKPOINT_ATTEMPTS_MAX):
         loaded = await ctx.records.load(CHECKPOINTS, _NEWEST)
         if loaded is None:
             break
-        if await _put(ctx, loaded, msgspec.structs.replace(loaded.value, **changes)):
-            return Loaded(loaded.key, msgspec.structs.replace(loaded.value, **changes), loaded.version)
+        if await _put(ctx, loaded, change(loaded.value)):
+            return
     raise conflict()
 
 
@@ -219,8 +220,13 @@ async def anchor(ctx: Context) -> None:
     except KeypeerError as error:
         trouble = f"{error.code}: {error.detail}"
         _log.warning("anchor not written", code=error.code, detail=error.detail)
-    size = stored.anchored_size if trouble else checkpoint.size
-    await _change(ctx, anchored_size=size, anchored_at=now, anchor_trouble=trouble)
+    reached = 0 if trouble else checkpoint.size
+
+    def anchored(kept: StoredCheckpoint) -> StoredCheckpoint:
+        size = max(kept.anchored_size, reached)
+        return msgspec.structs.replace(kept, anchored_size=size, anchored_at=now, anchor_trouble=trouble)
+
+    await _change(ctx, anchored)
 
 
 # ── witnesses ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -235,16 +241,26 @@ async def witness(ctx: Context) -> None:
     note = parse_note(stored.note.encode())
     checkpoint = Checkpoint.parse(note.text)
     asked = await asyncio.gather(*(_ask(ctx, each, stored, note, checkpoint) for each in due))
+    await _change(ctx, lambda kept: _heard(kept, asked, note, checkpoint.size))
+
+
+def _heard(kept: StoredCheckpoint, asked: Sequence[_Asked], note: Note, size: int) -> StoredCheckpoint:
+    """``kept`` with what witnesses said of the checkpoint of ``size``, unless they said more of a larger one."""
+    states = {each.witness.name: each.state for each in asked}
+    behind = {name for name, state in kept.witnesses.items() if name in states and state.size > states[name].size}
+    states = kept.witnesses | {name: state for name, state in states.items() if name not in behind}
+    told: StoredCheckpoint = msgspec.structs.replace(kept, witnesses=states)
     lines = [each.line for each in asked if each.line is not None]
-    witnesses = {each.witness.name: each.state for each in asked}
-    kept = (await _change(ctx, witnesses=stored.witnesses | witnesses)).value
-    if lines:
-        if kept.cosigned_size == checkpoint.size and kept.cosigned:
-            note = parse_note(kept.cosigned.encode())
-        fresh = {(line.name, line.key_id) for line in lines}
-        others = tuple(line for line in note.signatures if (line.name, line.key_id) not in fresh)
-        cosigned = str(Note(note.text, (*others, *lines)))
-        await _change(ctx, cosigned=cosigned, cosigned_size=checkpoint.size)
+    if not lines or kept.cosigned_size > size:
+        return told
+    if kept.cosigned and kept.cosigned_size == size:
+        note = parse_note(kept.cosigned.encode())
+    fresh = {(line.name, line.key_id) for line in lines}
+    others = tuple(line for line in note.signatures if (line.name, line.key_id) not in fresh)
+    cosigned: StoredCheckpoint = msgspec.structs.replace(
+        told, cosigned=str(Note(note.text, (*others, *lines))), cosigned_size=size
+    )
+    return cosigned
 
 
 def _is_due(stored: StoredCheckpoint, witness: Witness, now: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from kms import limits
+from kms.audit.record import Facts
 from kms.flows.context import Context
 
 
@@ -16,7 +17,7 @@ def watcher() -> Callable[[Context], Awaitable[None]]:
         nonlocal told
         set_by = ctx.clock_set_by()
         if abs(set_by - told) > limits.CLOCK_STEP_MAX_S:
-            facts: dict[str, str | int | bool | list[str]] = {"seconds": round(set_by - told), "in_all": round(set_by)}
+            facts: Facts = {"seconds": round(set_by - told), "in_all": round(set_by)}
             await ctx.commit(entries=[ctx.entry(None, "clock.set", "done", facts=facts)])
             told = set_by
 

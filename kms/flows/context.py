@@ -13,7 +13,7 @@ from keypeer.wire.encoding import b64encode
 from keypeer.wire.messages import Challenge, LogPositions, Purpose
 from keypeer.wire.profile import GEO_NV_INDEX
 from kms import limits, pki
-from kms.audit.record import AuditRecord, Outcome, decode_record, encode_record, flat, refused_for
+from kms.audit.record import AuditRecord, Facts, Outcome, decode_record, encode_record, flat, refused_for
 from kms.authorities import Authorities, authorities
 from kms.custody.port import Custody
 from kms.domain.attestation import AttestationSession
@@ -173,7 +173,7 @@ class Context:
         host: str = "",
         vm: str = "",
         error: KeypeerError | None = None,
-        facts: dict[str, str | int | bool | list[str]] | None = None,
+        facts: Facts | None = None,
     ) -> bytes:
         """The audit entry of one decision, ready to commit. ``error`` gives a refusal's code and reasons."""
         return encode_record(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 
 from kms import limits
+from kms.audit.record import Facts
 from kms.domain.vms import Lease, Tombstone
 from kms.errors import KeypeerError, Unavailable
 from kms.flows.context import Context
@@ -25,7 +26,6 @@ from kms.records import LEASES, MIGRATIONS, OLD_PREFIX, TOMBSTONES, Loaded, held
 from kms.store.port import Check, Item
 from kms.vm_records import DUE_PREFIX, Due, StoredVm, amend, due_key, indexes, open_vm, put_changed
 
-Facts = dict[str, str | int | bool | list[str]]
 _TAMPERED = {"store.tampered", "hsm.record_tampered"}
 
 

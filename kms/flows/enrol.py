@@ -15,6 +15,7 @@ import msgspec
 from keypeer.wire.encoding import b64decode, b64encode
 from keypeer.wire.messages import ActivateRequest, EnrolChallenge, EnrolRequest, EnrolResult
 from kms import limits, pki
+from kms.audit.record import Facts
 from kms.domain.hosts import EkOwner, EnrolledHost, HostStatus, PendingEnrolment
 from kms.errors import BadRequest, KeypeerError, Refused, Unavailable
 from kms.evidence.ek import ek_digest, judge_ek
@@ -96,7 +97,7 @@ async def activate(ctx: Context, request: ActivateRequest) -> EnrolResult:
         host.check if host else Check(HOSTS.key(pending.host), 0),
         owner.check if owner else Check(EK_OWNERS.key(pending.ek_digest.hex()), 0),
     ]
-    facts: dict[str, str | int | bool | list[str]] = {
+    facts: Facts = {
         "status": enrolled.status,
         "ek_digest": pending.ek_digest.hex(),
         "ek_trust": pending.ek_trust,

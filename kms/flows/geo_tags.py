@@ -5,6 +5,7 @@ from __future__ import annotations
 from keypeer.wire.canonical import geo_tag_preimage
 from keypeer.wire.geo import GeoTagStatement, encode_statement
 from keypeer.wire.messages import GeoTagPage, GeoTagView, GeoView, IssueGeoTag
+from kms.audit.record import Facts
 from kms.domain.attestation import StoredGeoTag
 from kms.domain.trust import StoredEvent
 from kms.errors import BadRequest, NotFound
@@ -48,7 +49,7 @@ async def _store(ctx: Context, caller: Caller, host: str, statement: bytes, host
     view = geo_tag_view(StoredGeoTag(host, "", statement, signature))
     stored = StoredGeoTag(host, view.geo.tag, statement, signature, key.newest.version)
     known = await ctx.records.load(GEO_TAGS, host)
-    facts: dict[str, str | int | bool | list[str]] = {
+    facts: Facts = {
         "tag": view.geo.tag,
         "country": view.geo.country,
         "place": view.geo.place,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from keypeer.wire.messages import ExpectHost, HostPage, HostView, RevokeHost
+from kms import limits
 from kms.domain.attestation import NO_LAUNCHES
 from kms.domain.hosts import EnrolledHost, ExpectedHost, HostStatus, ReservedName
-from kms.flows.context import Caller, Context, unknown_host
+from kms.flows.context import Caller, Context, conflict, unknown_host
 from kms.records import (
     EVENT_HEADS,
     EVIDENCE,
@@ -53,18 +54,27 @@ async def revoke(ctx: Context, caller: Caller, host: str, request: RevokeHost) -
 
 
 async def _decide(ctx: Context, caller: Caller, name: str, status: HostStatus, why: str) -> HostView:
+    """Again where the host attested meanwhile: what that brought it ends too."""
+    for _ in range(limits.RELEASE_ATTEMPTS_MAX):
+        if await _decided(ctx, caller, name, status, why):
+            return await show(ctx, name)
+    raise conflict()
+
+
+async def _decided(ctx: Context, caller: Caller, name: str, status: HostStatus, why: str) -> bool:
     host = await _load(ctx, name)
     decided: EnrolledHost = msgspec.structs.replace(
         host.value, status=status, decided_by=caller.name, decided_at=ctx.now(), why=why
     )
     action = "host.approve" if status == "approved" else "host.revoke"
+    session = await ctx.records.load(SESSIONS, name)
+    log = host_log(name, await ctx.records.load(EVENT_HEADS, name))
     change = Change()
     if status == "revoked":
-        session = await ctx.records.load(SESSIONS, name)
-        log = host_log(name, await ctx.records.load(EVENT_HEADS, name))
         change = log.end_all("host.revoked", ctx.clock(), session=session is not None, why=why)
-    await ctx.commit(
-        checks=[host.check, *change.checks],
+    return await ctx.try_commit(
+        # Also of what isn't there: a host that had nothing to lose when it was read may have by now.
+        checks=[host.check, log.check, session.check if session else Check(SESSIONS.key(name), 0)],
         puts=[*await ctx.records.seal([HOSTS.put(name, decided)]), *change.puts],
         # Approving forgets the TPM's last clock too, so that an officer can let a host in whose TPM was cleared.
         deletes=[SESSIONS.key(name), *change.deletes]
@@ -72,7 +82,6 @@ async def _decide(ctx: Context, caller: Caller, name: str, status: HostStatus, w
         else [SESSIONS.key(name), EVIDENCE.key(name)],
         entries=[ctx.entry(caller, action, "done", host=name, facts={"why": why} if why else None)],
     )
-    return await show(ctx, name)
 
 
 async def show(ctx: Context, name: str) -> HostView:

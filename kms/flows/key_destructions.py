@@ -13,14 +13,16 @@ from http import HTTPStatus
 
 from keypeer.wire.messages import DestroyedVersion
 from kms import limits
+from kms.audit.record import Facts
 from kms.custody.port import Description
 from kms.domain.attestation import AttestationSession
 from kms.domain.service_keys import GoneVersions, KeysInUse, RotatedKey
 from kms.errors import KeypeerError, Reason, Unavailable
-from kms.flows.context import Caller, Context
+from kms.flows.context import Caller, Context, conflict
+from kms.in_use import keys_in_use
 from kms.movers import MOVERS, backup_key, items_under, sessions_below, transfer_key
 from kms.nodes import check_known
-from kms.records import GONE_VERSIONS, KEY_ROTATIONS, KEYS_IN_USE, SESSIONS, keys_in_use
+from kms.records import GONE_VERSIONS, KEY_ROTATIONS, KEYS_IN_USE, SESSIONS
 from kms.store.port import Check
 
 
@@ -34,19 +36,28 @@ async def destroy(ctx: Context, caller: Caller, key: RotatedKey, version: int) -
         raise Unavailable("rotation.worker_behind", "an HSM worker knows no newer version", hint="restart it")
     await check_known(ctx.records, ctx.now(), key, version + 1, ctx.node)
     in_use, fence = await keys_in_use(ctx.records)
-    facts: dict[str, str | int | bool | list[str]] = {"version": version}
+    facts: Facts = {"version": version}
     await ctx.commit(
         checks=[rotation, fence],
         puts=await ctx.records.seal([KEYS_IN_USE.put("hsm", KeysInUse(in_use.versions))]),
         entries=[ctx.entry(caller, f"{action}_begun", "done", facts=facts)],
     )
     looked = await _refuse_needed(ctx, caller, key, version)
-    ended = await sessions_below(ctx.records, key, version + 1)
     there_was = await ctx.custody.destroy_version(key, version)
     await ctx.custody.describe_each()  # no worker keeps a handle of it
+    # It is gone, so that this is written whatever comes between: a host whose session has ended may open a new one.
+    for _ in range(limits.RELEASE_ATTEMPTS_MAX):
+        if await _told(ctx, caller, key, version, {**facts, "records": looked}):
+            return DestroyedVersion(key=key, version=version, there_was=there_was, records=looked)
+    raise conflict()
+
+
+async def _told(ctx: Context, caller: Caller, key: RotatedKey, version: int, facts: Facts) -> bool:
+    """Whether it is written that the version is gone, and what can't be of use any more."""
+    ended = await sessions_below(ctx.records, key, version + 1)
     gone = await ctx.records.load(GONE_VERSIONS, key)
     versions = GoneVersions(tuple(sorted({*(gone.value.versions if gone else ()), version})))
-    await ctx.commit(
+    return await ctx.try_commit(
         puts=await ctx.records.seal([GONE_VERSIONS.put(key, versions)]),
         deletes=[
             backup_key(key, version),
@@ -54,9 +65,8 @@ async def destroy(ctx: Context, caller: Caller, key: RotatedKey, version: int) -
             *(SESSIONS.key(each.value.host) for each in ended),
         ],
         checks=[gone.check if gone else Check(GONE_VERSIONS.key(key), 0), *(each.check for each in ended)],
-        entries=[ctx.entry(caller, action, "done", facts={**facts, "records": looked})],
+        entries=[ctx.entry(caller, f"{key}.destroy", "done", facts=facts)],
     )
-    return DestroyedVersion(key=key, version=version, there_was=there_was, records=looked)
 
 
 async def _rotation_check(ctx: Context, caller: Caller, key: RotatedKey, version: int) -> Check:

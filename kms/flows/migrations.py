@@ -26,6 +26,7 @@ from keypeer.wire.messages import (
     SwitchOver,
 )
 from kms import limits
+from kms.audit.record import Facts
 from kms.custody.port import OperationError, Rewrap, SessionRecord
 from kms.destinations import judge
 from kms.domain.attestation import AttestationSession
@@ -414,7 +415,7 @@ async def _keep(
 ) -> MigrationView | None:
     """The hand-over's new state with all that goes with it; None when something moved meanwhile. ``owner``: the lease
     that it puts."""
-    facts: dict[str, str | int | bool | list[str]] = {
+    facts: Facts = {
         "migration": migration.id,
         "source": migration.source,
         "generation": migration.generation,

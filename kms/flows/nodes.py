@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from kms import limits
+from kms.audit.record import Facts
 from kms.custody.port import Description
 from kms.domain.service_keys import NodeState, RotatedKey
 from kms.flows.context import Context
@@ -40,7 +41,7 @@ async def _adopt(ctx: Context) -> None:
             version = int(item.key.removeprefix(prefix))
             if version <= there.get(key, 0) or not await ctx.custody.adopt_version(key, version, item.value):
                 continue
-            facts: dict[str, str | int | bool | list[str]] = {"key": key, "version": version, "node": ctx.node}
+            facts: Facts = {"key": key, "version": version, "node": ctx.node}
             await ctx.try_commit(entries=[ctx.entry(None, "keys.version_adopted", "done", facts=facts)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from keypeer.wire.messages import Explanation, PolicyDocument, PolicyPage, PolicyView
+from kms.audit.record import Facts
 from kms.domain.attestation import AppraisalFacts, AttestationSession
 from kms.domain.policies import StoredPolicy
 from kms.domain.trust import TrustCheck
@@ -26,7 +27,7 @@ async def put(ctx: Context, caller: Caller, name: str, document: PolicyDocument)
     compile_policy(name, document)
     stored = StoredPolicy(name, msgspec.json.encode(document), ctx.now(), caller.name)
     known = await ctx.records.load(POLICIES, name)
-    facts: dict[str, str | int | bool | list[str]] = {"policy": name, "document": stored.document.decode()}
+    facts: Facts = {"policy": name, "document": stored.document.decode()}
     await ctx.commit(
         checks=[known.check if known else Check(POLICIES.key(name), 0)],
         puts=[*await ctx.records.seal([POLICIES.put(name, stored)]), check_later(TrustCheck("policy", policy=name))],

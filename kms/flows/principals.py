@@ -8,9 +8,11 @@ from http import HTTPStatus
 from keypeer.wire.messages import PrincipalPage, PrincipalView, PutPrincipal, StaffRole
 from kms import limits, pki
 from kms.approvals import approval_key, greatest
+from kms.audit.record import Facts
 from kms.domain.hosts import IssuedCertificate
 from kms.domain.staff import Principal
 from kms.errors import BadRequest, KeypeerError, NotFound, Refused
+from kms.fences import OFFICERS, Fence, read_fence
 from kms.flows.context import Caller, Context
 from kms.officers import Officers, load_officers
 from kms.records import CERTIFICATES, PRINCIPALS, Loaded, Unsealed
@@ -35,12 +37,10 @@ async def add(ctx: Context, caller: Caller, role: StaffRole, name: str, request:
         raise BadRequest("principal.approval_key", f"a {role} approves nothing", hint="leave the approval key out")
     separate = approval_key(request.approval_key.encode()) if request.approval_key is not None else b""
     principal, issued = await _issue(ctx, role, name, request.csr, separate, caller.name)
-    unfit = await _unfit_officer(ctx, principal) if role == "officer" else None
-    if unfit is not None:
-        raise await ctx.refuse(caller, action, unfit)
+    fences = await _fit_officer(ctx, caller, action, principal) if role == "officer" else []
     await ctx.commit(
-        checks=checks,
-        puts=await ctx.records.seal(_puts(principal, issued)),
+        checks=[*checks, *(fence.check for fence in fences)],
+        puts=[*await ctx.records.seal(_puts(principal, issued)), *(fence.put for fence in fences)],
         entries=[ctx.entry(caller, action, "done", facts=_facts(principal))],
     )
     return principal_view(principal)
@@ -57,12 +57,10 @@ async def renew(ctx: Context, caller: Caller, role: StaffRole, name: str, csr: s
         raise await ctx.refuse(caller, f"{role}.renew", error)
     known = await _load(ctx, role, name)
     principal, issued = await _issue(ctx, role, name, csr, known.value.approval_key, caller.name)
-    unfit = await _unfit_officer(ctx, principal) if role == "officer" else None
-    if unfit is not None:
-        raise await ctx.refuse(caller, "officer.renew", unfit)
+    fences = await _fit_officer(ctx, caller, "officer.renew", principal) if role == "officer" else []
     await ctx.commit(
-        checks=[known.check],
-        puts=await ctx.records.seal(_puts(principal, issued)),
+        checks=[known.check, *(fence.check for fence in fences)],
+        puts=[*await ctx.records.seal(_puts(principal, issued)), *(fence.put for fence in fences)],
         entries=[ctx.entry(caller, f"{role}.renew", "done", facts=_facts(principal))],
     )
     return principal_view(principal)
@@ -99,10 +97,18 @@ def _too_few(officers: Officers, leaving: str) -> KeypeerError | None:
     )
 
 
-async def _unfit_officer(ctx: Context, officer: Principal) -> KeypeerError | None:
+async def _fit_officer(ctx: Context, caller: Caller, action: str, officer: Principal) -> list[Fence]:
+    """The fence that keeps it so; refuses an officer whom there can't be."""
+    fence = await read_fence(ctx.store, OFFICERS)
+    unfit = _unfit(officer, await load_officers(ctx.store, ctx.records))
+    if unfit is not None:
+        raise await ctx.refuse(caller, action, unfit)
+    return [fence]
+
+
+def _unfit(officer: Principal, officers: Officers) -> KeypeerError | None:
     """Why there can't be this officer: too many are there, or one of them has the same key, and whoever holds it would
     count twice."""
-    officers = await load_officers(ctx.store, ctx.records)
     others = {each.value.name for each in officers.principals} - {officer.name}
     if len(others) >= limits.OFFICERS_MAX:
         return KeypeerError(
@@ -168,8 +174,8 @@ def _puts(principal: Principal, issued: IssuedCertificate) -> list[Unsealed]:
     return [PRINCIPALS.put(name, principal), CERTIFICATES.put(name, issued)]
 
 
-def _facts(principal: Principal) -> dict[str, str | int | bool | list[str]]:
-    facts: dict[str, str | int | bool | list[str]] = {
+def _facts(principal: Principal) -> Facts:
+    facts: Facts = {
         "principal": f"{principal.role}/{principal.name}",
         "certificate_sha256": principal.certificate_sha256.hex(),
     }

@@ -22,6 +22,7 @@ from keypeer.wire.messages import (
 from keypeer.wire.proposals import Decision, ProposalDocument, decode_document, encode_document, proposal_digest
 from kms import limits
 from kms.approvals import Standing, counts, decide, greatest, raise_ended, standing
+from kms.audit.record import Facts
 from kms.domain.staff import ApprovalRules, OfficerDecision, OpenProposal, Proposal
 from kms.errors import BadRequest, KeypeerError, NotFound, Reason, Refused
 from kms.flows.context import Caller, Context, Rider, conflict
@@ -29,6 +30,8 @@ from kms.officers import RULES, Officers, load_officers, load_rules, rules_check
 from kms.records import APPROVAL_RULES, OPEN_PROPOSALS, PROPOSALS, Loaded, proposal_document_key, tampered
 from kms.store.port import Check
 from kms.views import problem_view
+
+_UNDER_WAY = "key.rotating"  # kms.flows.signing_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +235,8 @@ async def prepare(ctx: Context, caller: Caller, name: str) -> Prepared:
 async def failed(ctx: Context, caller: Caller, name: str, error: KeypeerError) -> ProposalView:
     """Notes why the act couldn't be carried out; the proposal stays approved until it expires."""
     loaded = await _load(ctx, name)
-    if loaded.value.state == "open":
+    # A rotation that is under way may be this proposal's own: a note would move it, and void the commit that ends both.
+    if loaded.value.state == "open" and error.code != _UNDER_WAY:
         failure = (error.code, error.detail, error.hint, int(error.status))
         noted = msgspec.structs.replace(loaded.value, failure=failure)
         entry = ctx.entry(caller, "proposal.execute", "refused", error=error, facts=_facts(noted))
@@ -348,7 +352,7 @@ def _entry(ctx: Context, caller: Caller, action: str, proposal: Proposal, approv
     return ctx.entry(caller, action, "done", facts=facts)
 
 
-def _facts(proposal: Proposal) -> dict[str, str | int | bool | list[str]]:
+def _facts(proposal: Proposal) -> Facts:
     return {
         "proposal": proposal.id,
         "act": proposal.act,

@@ -67,10 +67,10 @@ async def _once(ctx: Context, caller: Caller, wanted: bytes, after: str) -> Rene
     held = await held_page(ctx.store, ctx.records, holder, session.value, after, now)
     page = _Page()
     for each in held.leases:
+        page.checks += each.checks
         if each.lease is None:
             page.deletes.append(held_key(name, each.vm))
             continue
-        page.checks += each.checks
         if each.asked is not None and each.policy is not None and not each.reasons:
             expires_at = lease_end(each.policy, session.value.appraisal.geo, now)
             _renew(page, each.lease, each.vm, each.asked, each.policy, expires_at, log)

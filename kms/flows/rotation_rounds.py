@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from kms import limits
+from kms.audit.record import Facts
 from kms.domain.service_keys import KeyRotation, RotationProgress
 from kms.errors import KeypeerError, Unavailable
 from kms.flows.context import Context
@@ -23,7 +24,6 @@ from kms.movers import MOVERS, Mover
 from kms.records import KEY_ROTATIONS, ROTATION_PROGRESS, Loaded
 from kms.store.port import Check, Commit, Committed, Conflict, Item
 
-Facts = dict[str, str | int | bool | list[str]]
 _Moved = list[bytes | KeypeerError]
 
 

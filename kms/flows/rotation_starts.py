@@ -10,13 +10,15 @@ from contextlib import suppress
 import msgspec
 
 from kms import limits
+from kms.audit.record import Facts
 from kms.domain.service_keys import KeyRotation, KeysInUse, RotatedKey
 from kms.errors import KeypeerError, Unavailable
 from kms.flows.context import Context
+from kms.in_use import keys_in_use
 from kms.keys.rotation import begun
 from kms.movers import MOVERS, backup_key, items_under, transfer_key
 from kms.nodes import check_known, live
-from kms.records import KEY_ROTATIONS, KEYS_IN_USE, ROTATION_PROGRESS, Loaded, keys_in_use
+from kms.records import KEY_ROTATIONS, KEYS_IN_USE, ROTATION_PROGRESS, Loaded
 
 
 async def step(ctx: Context) -> None:
@@ -42,7 +44,7 @@ async def _start(ctx: Context, loaded: Loaded[KeyRotation]) -> None:
             KEYS_IN_USE.put("hsm", KeysInUse({**in_use.versions, rotation.key: rotation.to})),
         ]
     )
-    facts: dict[str, str | int | bool | list[str]] = {"key": rotation.key, "to": rotation.to, "records": total}
+    facts: Facts = {"key": rotation.key, "to": rotation.to, "records": total}
     entry = ctx.entry(None, "keys.rotation_started", "done", facts=facts)
     # When another change came first, the next step reads it.
     await ctx.try_commit(checks=[loaded.check, fence], puts=puts, entries=[entry])
@@ -58,7 +60,7 @@ async def _make(ctx: Context, loaded: Loaded[KeyRotation]) -> bool:
         await _claim(ctx, loaded)
         return False
     made = await ctx.custody.make_version(key, to)
-    facts: dict[str, str | int | bool | list[str]] = {"key": key, "version": to}
+    facts: Facts = {"key": key, "version": to}
     if made.made:
         puts = [(backup_key(key, to), made.backup)] if made.backup else []
         passed_on = [(transfer_key(key, to), made.transfer)] if made.transfer else []
@@ -83,7 +85,7 @@ async def _claim(ctx: Context, loaded: Loaded[KeyRotation]) -> None:
         return
     to = rotation.to + 1 if rotation.maker else rotation.to
     mine = msgspec.structs.replace(rotation, maker=ctx.node, to=to)
-    facts: dict[str, str | int | bool | list[str]] = {"key": rotation.key, "version": to, "node": ctx.node}
+    facts: Facts = {"key": rotation.key, "version": to, "node": ctx.node}
     entry = ctx.entry(None, "keys.version_claimed", "done", facts=facts)
     puts = await ctx.records.seal([KEY_ROTATIONS.put(rotation.key, mine)])
     await ctx.try_commit(checks=[loaded.check], puts=puts, entries=[entry])

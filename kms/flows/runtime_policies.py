@@ -8,10 +8,12 @@ from http import HTTPStatus
 from keypeer.wire.messages import RuntimePolicyPage, RuntimePolicySummary, RuntimePolicyView
 from keypeer.wire.runtime import RuntimePolicy
 from kms import limits
+from kms.audit.record import Facts
 from kms.domain.policies import StoredRuntimePolicy
 from kms.domain.trust import TrustCheck
 from kms.errors import BadRequest, NotFound
 from kms.evidence.ima.policy import CompiledRuntime
+from kms.fences import RUNTIME, read_fence
 from kms.flows.context import Caller, Context
 from kms.records import RUNTIME_POLICIES, Loaded
 from kms.runtime_records import load_runtime_document, pack_runtime, runtime_document_key
@@ -31,6 +33,7 @@ async def put(ctx: Context, caller: Caller, name: str, document: RuntimePolicy) 
             hint="name fewer packages",
             status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         )
+    fence = await read_fence(ctx.store, RUNTIME)
     known = await ctx.records.load(RUNTIME_POLICIES, name)
     others = await ctx.records.page(RUNTIME_POLICIES, "", limits.RUNTIME_POLICIES_MAX)
     if known is None and len(others) >= limits.RUNTIME_POLICIES_MAX:
@@ -41,12 +44,12 @@ async def put(ctx: Context, caller: Caller, name: str, document: RuntimePolicy) 
             status=HTTPStatus.CONFLICT,
         )
     summary = _summary(stored, document)
-    facts: dict[str, str | int | bool | list[str]] = {"runtime": name, "files": summary.files}
+    facts: Facts = {"runtime": name, "files": summary.files}
     puts = await ctx.records.seal([RUNTIME_POLICIES.put(name, stored)])
     await ctx.commit(
-        checks=[*(each.check for each in others), known.check if known else Check(RUNTIME_POLICIES.key(name), 0)],
+        checks=[fence.check, known.check if known else Check(RUNTIME_POLICIES.key(name), 0)],
         deletes=_orphaned(known, others, but=stored.sha256),
-        puts=[*puts, (runtime_document_key(stored.sha256), packed), check_later(TrustCheck("runtime"))],
+        puts=[*puts, (runtime_document_key(stored.sha256), packed), check_later(TrustCheck("runtime")), fence.put],
         entries=[ctx.entry(caller, "runtime.put", "done", facts=facts)],
     )
     return summary
@@ -54,11 +57,12 @@ async def put(ctx: Context, caller: Caller, name: str, document: RuntimePolicy) 
 
 async def delete(ctx: Context, caller: Caller, name: str) -> None:
     """Takes a policy out of force; releases under policies that name it are refused from now on."""
+    fence = await read_fence(ctx.store, RUNTIME)
     known = await _load(ctx, name)
     others = await ctx.records.page(RUNTIME_POLICIES, "", limits.RUNTIME_POLICIES_MAX)
     await ctx.commit(
-        checks=[each.check for each in others],
-        puts=[check_later(TrustCheck("runtime"))],
+        checks=[fence.check, known.check],
+        puts=[check_later(TrustCheck("runtime")), fence.put],
         deletes=[known.key, *_orphaned(known, others)],
         entries=[ctx.entry(caller, "runtime.delete", "done", facts={"runtime": name})],
     )

@@ -21,7 +21,7 @@ from kms.authorities import Authorities
 from kms.certificates import certificate_holders
 from kms.domain.service_keys import SigningKeyRecord, SigningName, SigningVersion
 from kms.errors import KeypeerError, NotFound, Unavailable
-from kms.flows.context import Caller, Context
+from kms.flows.context import Caller, Context, conflict
 from kms.movers import transfer_key
 from kms.nodes import check_known
 from kms.records import GEO_TAGS, SESSIONS
@@ -113,7 +113,10 @@ async def _claimed(ctx: Context, caller: Caller, key: SigningKey) -> SigningKey:
         puts=await ctx.records.seal([SIGNING_KEYS.put(key.name, record)]),
         entries=[ctx.entry(caller, "keys.rotate_begun", "done", facts={"key": key.name})],
     )
-    return await ctx.signing_key(key.name)
+    claimed = await ctx.signing_key(key.name)
+    if (claimed.claimed_by, claimed.claimed_to) != (ctx.node, claimed_to):
+        raise conflict()  # it took so long that another one claims it by now
+    return claimed
 
 
 class _Made(NamedTuple):
@@ -267,9 +270,11 @@ async def _commit(
     ctx: Context, caller: Caller, key: SigningKey, changed: SigningVersion, action: str, facts: Facts
 ) -> None:
     versions = tuple(changed if each.version == changed.version else each for each in key.versions)
+    # The claim stays: without it another node would make versions of numbers that the claiming one has made already.
+    record = SigningKeyRecord(versions, key.claimed_at, key.claimed_by, key.claimed_to)
     await ctx.commit(
         checks=[key.check],
-        puts=await ctx.records.seal([SIGNING_KEYS.put(key.name, SigningKeyRecord(versions))]),
+        puts=await ctx.records.seal([SIGNING_KEYS.put(key.name, record)]),
         entries=[ctx.entry(caller, action, "done", facts=facts)],
     )
 

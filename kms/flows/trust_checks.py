@@ -12,6 +12,7 @@ running out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -38,13 +39,22 @@ from kms.records import (
     load_policy,
     vm_key,
 )
+from kms.store.port import Check
 from kms.trust import DUE_PREFIX, HostLog, host_log, lease_events, read_due
 from kms.views import geo_tag_view, launched_configs
 from kms.vm_records import StoredVm, open_vm
 
 _ACTION = "lease.end"
 _encode = msgspec.msgpack.Encoder().encode
-_Ended = tuple[Loaded[Lease], str, tuple[Reason, ...]]
+
+
+class _Ended(NamedTuple):
+    """A lease that policy doesn't grant any more, and the checks that lease, key and policy are still those."""
+
+    lease: Loaded[Lease]
+    vm: str
+    reasons: tuple[Reason, ...]
+    checks: tuple[Check, ...]
 
 
 async def step(ctx: Context) -> None:
@@ -83,25 +93,33 @@ async def _tags(ctx: Context) -> None:
             f"host {host}'s tag {view.geo.tag} expired {ctx.now() - view.geo.expires_at} s ago",
             f"survey the host and issue a new tag (keypeer geo-tag issue --host {host} …)",
         )
-        await _end_all(ctx, host, "tag.expired", reason, [item.key])
-
-
-async def _end_all(ctx: Context, host: str, event: str, reason: Reason, deletes: Sequence[bytes] = ()) -> None:
-    """Ends session and leases of a host, and tells it."""
-    for _ in range(limits.RELEASE_ATTEMPTS_MAX):
         session = await ctx.records.load(SESSIONS, host)
         log = host_log(host, await ctx.records.load(EVENT_HEADS, host))
-        ended = log.end_all(event, ctx.clock(), session=session is not None, reasons=(reason,))
-        error = KeypeerError("lease.ended", "", reasons=(reason,))
-        entries = [ctx.entry(None, _ACTION, "done", host=host, error=error)] if ended else []
-        if await ctx.try_commit(
-            checks=[*ended.checks, *((session.check,) if session else ())],
-            puts=ended.puts,
-            deletes=[*deletes, *ended.deletes, SESSIONS.key(host)],
-            entries=entries,
-        ):
-            return
-    raise conflict()
+        # When the host attested meanwhile, or has a new tag, the next step looks again.
+        await _end_all(ctx, log, session, "tag.expired", reason, judged=[tag.check] if tag else [], deletes=[item.key])
+
+
+async def _end_all(
+    ctx: Context,
+    log: HostLog,
+    session: Loaded[AttestationSession] | None,
+    event: str,
+    reason: Reason,
+    *,
+    judged: Sequence[Check] = (),
+    deletes: Sequence[bytes] = (),
+) -> bool:
+    """Ends session and leases of a host, and tells it; False when session, log or what was ``judged`` has changed since
+    it was read, and nothing was done."""
+    ended = log.end_all(event, ctx.clock(), session=session is not None, reasons=(reason,))
+    error = KeypeerError("lease.ended", "", reasons=(reason,))
+    key = SESSIONS.key(log.host)
+    return await ctx.try_commit(
+        checks=[*judged, log.check, session.check if session else Check(key, 0)],
+        puts=ended.puts,
+        deletes=[*deletes, *ended.deletes, key],
+        entries=[ctx.entry(None, _ACTION, "done", host=log.host, error=error)] if ended else [],
+    )
 
 
 # ── hosts, a page at a time ────────────────────────────────────────────────────────────────────────────────────
@@ -110,17 +128,13 @@ async def _end_all(ctx: Context, host: str, event: str, reason: Reason, deletes:
 async def _advance(ctx: Context, mark: Loaded[TrustCheck]) -> None:
     check = mark.value
     sessions = await _sessions(ctx, check)
-    baselines = {
-        each.value.name
-        for each in await ctx.records.all(BASELINES)
-        if in_force(each.value, ctx.profile.bank, ctx.now())
-    }
     policy = await load_policy(ctx.records, check.policy) if check.policy else None
     if check.what == "runtime":
         await _ask_to_attest(ctx, [each.value.host for each in sessions])
     else:
+        baselines = await _in_force(ctx)
         for each in sessions:
-            await _recheck(ctx, each.value.host, policy.value if policy else None, baselines)
+            await _recheck(ctx, each.value.host, policy, baselines)
     done = check.what == "host" or len(sessions) < limits.TRUST_PAGE
     moved = msgspec.structs.replace(check, after=sessions[-1].value.host if sessions else check.after)
     # Another cause may have put the mark anew meanwhile: then it is that one's.
@@ -130,6 +144,12 @@ async def _advance(ctx: Context, mark: Loaded[TrustCheck]) -> None:
         deletes=[mark.key] if done else [],
         entries=[],
     )
+
+
+async def _in_force(ctx: Context) -> set[str]:
+    """The names of the baselines that hosts may match now."""
+    loaded = await ctx.records.all(BASELINES)
+    return {each.value.name for each in loaded if in_force(each.value, ctx.profile.bank, ctx.now())}
 
 
 async def _sessions(ctx: Context, check: TrustCheck) -> list[Loaded[AttestationSession]]:
@@ -151,13 +171,16 @@ async def _ask_to_attest(ctx: Context, hosts: Sequence[str]) -> None:
                 break
 
 
-async def _recheck(ctx: Context, host: str, only: Policy | None, baselines: set[str]) -> None:
-    """Ends those leases of ``host`` that policy wouldn't grant it now; where ``only`` is one, those under it."""
+async def _recheck(ctx: Context, host: str, only: Loaded[Policy] | None, baselines: set[str]) -> None:
+    """Ends those leases of ``host`` that policy wouldn't grant it now; where ``only`` is one, those under it. Raises
+    409 ``store.conflict`` when the host does something meanwhile: it is looked at again."""
     session = await ctx.records.load(SESSIONS, host)
     head = await ctx.records.load(EVENT_HEADS, host)
     if session is None or head is None or not head.value.trusted:
         return
     facts = session.value.appraisal
+    if not baselines.issuperset(facts.baselines):
+        baselines = await _in_force(ctx)  # it may have matched one that was approved since they were read
     good = tuple(name for name in facts.baselines if name in baselines)
     if facts.baselines and not good:
         reason = Reason(
@@ -166,7 +189,8 @@ async def _recheck(ctx: Context, host: str, only: Policy | None, baselines: set[
             f"host {host} matched {', '.join(facts.baselines)}, which is in force no more",
             "approve a baseline of its boot state, or boot it into another",
         )
-        await _end_all(ctx, host, "host.refused", reason)
+        if not await _end_all(ctx, host_log(host, head), session, "host.refused", reason):
+            raise conflict()
         return
     if good != facts.baselines:
         facts = msgspec.structs.replace(facts, baselines=good)
@@ -176,16 +200,16 @@ async def _recheck(ctx: Context, host: str, only: Policy | None, baselines: set[
             raise conflict()
         await _recheck(ctx, host, only, baselines)
         return
-    if only is not None and only.config == "any" and not _lasting(decide(only, facts, ctx.now())):
+    if only is not None and only.value.config == "any" and not _lasting(decide(only.value, facts, ctx.now())):
         return
     await _recheck_leases(ctx, session, only)
 
 
-async def _recheck_leases(ctx: Context, judged: Loaded[AttestationSession], only: Policy | None) -> None:
+async def _recheck_leases(ctx: Context, judged: Loaded[AttestationSession], only: Loaded[Policy] | None) -> None:
     session = judged.value
     launches = await ctx.records.load(LAUNCHES, session.host)
     launched = launched_configs(launches.value if launches else None, session)
-    policies: dict[str, Policy | None] = {only.name: only} if only else {}
+    policies: dict[str, Loaded[Policy] | None] = {only.value.name: only} if only else {}
     verdicts: dict[str, tuple[Reason, ...]] = {}
     prefix, after = held_key(session.host, ""), b""
     while marks := await ctx.store.scan(prefix, after, limits.TRUST_PAGE):
@@ -202,19 +226,18 @@ async def _recheck_leases(ctx: Context, judged: Loaded[AttestationSession], only
                 continue
             key: StoredVm = open_vm(item)
             name = key.attributes.policy
-            if only is not None and name != only.name:
+            if only is not None and name != only.value.name:
                 continue
             if name not in policies:
-                loaded = await load_policy(ctx.records, name)
-                policies[name] = loaded.value if loaded else None
+                policies[name] = await load_policy(ctx.records, name)
             policy = policies[name]
             if policy is None:
                 continue  # it can't be renewed either
             if name not in verdicts:
-                verdicts[name] = _lasting(decide(policy, session.appraisal, ctx.now()))
-            config = decide_config(policy, vm, session.host, launched, key.attributes.config)
+                verdicts[name] = _lasting(decide(policy.value, session.appraisal, ctx.now()))
+            config = decide_config(policy.value, vm, session.host, launched, key.attributes.config)
             if reasons := (*verdicts[name], *config):
-                ended.append((lease, vm, reasons))
+                ended.append(_Ended(lease, vm, reasons, (lease.check, key.check, policy.check)))
         await _end_some(ctx, judged, log, ended)
 
 
@@ -227,16 +250,15 @@ async def _end_some(ctx: Context, session: Loaded[AttestationSession], log: Host
         return
     host = session.value.host
     now = ctx.now()
-    told = log.tell(lease_events(host, ctx.clock(), [(vm, reasons) for _, vm, reasons in ended]))
-    puts = [(lease.key, _encode(msgspec.structs.replace(lease.value, ended_at=now))) for lease, _, _ in ended]
-    entries = [
-        ctx.entry(None, _ACTION, "done", host=host, vm=vm, error=KeypeerError("lease.ended", "", reasons=reasons))
-        for _, vm, reasons in ended
-    ]
+    told = log.tell(lease_events(host, ctx.clock(), [(each.vm, each.reasons) for each in ended]))
+    leases = [each.lease for each in ended]
+    puts = [(lease.key, _encode(msgspec.structs.replace(lease.value, ended_at=now))) for lease in leases]
+    errors = [(each.vm, KeypeerError("lease.ended", "", reasons=each.reasons)) for each in ended]
+    entries = [ctx.entry(None, _ACTION, "done", host=host, vm=vm, error=error) for vm, error in errors]
     if not await ctx.try_commit(
-        checks=[session.check, *told.checks, *(lease.check for lease, _, _ in ended)],
+        checks=[session.check, *told.checks, *dict.fromkeys(check for each in ended for check in each.checks)],
         puts=[*told.puts, *puts],
-        deletes=[*told.deletes, *(held_key(host, vm) for _, vm, _ in ended)],
+        deletes=[*told.deletes, *(held_key(host, each.vm) for each in ended)],
         entries=entries,
     ):
-        raise conflict()  # a lease or the appraisal moved meanwhile: the next step looks at the host again
+        raise conflict()  # something of it moved meanwhile: the next step looks at the host again

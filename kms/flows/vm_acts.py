@@ -6,14 +6,13 @@ from http import HTTPStatus
 
 from keypeer.wire.messages import DeactivateVm, DestroyVm, VmAct, VmView
 from kms import limits
+from kms.audit.record import Facts
 from kms.errors import BadRequest, KeypeerError, Reason
 from kms.flows.context import Caller, Context, unknown_vm
 from kms.keys.lifecycle import KeyAct, carry_out, refuse_act
 from kms.records import LEASES, vm_key
 from kms.views import vm_view
 from kms.vm_records import amend, open_vm, put_changed
-
-Facts = dict[str, str | int | bool | list[str]]
 
 
 async def act(ctx: Context, caller: Caller, vm: str, what: KeyAct, request: VmAct) -> VmView:

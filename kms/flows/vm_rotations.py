@@ -15,10 +15,12 @@ import msgspec
 
 from keypeer.wire.messages import RotateVm, RotateVms, VmRotationPage, VmRotationView, VmView
 from kms import limits
+from kms.audit.record import Facts
 from kms.custody.port import Amend, KeyRecord, NewKey, OperationError
 from kms.domain.vms import VmRotation, pack_attributes
 from kms.errors import BadRequest, KeypeerError, NotFound, Reason, Unavailable
 from kms.flows.context import Caller, Context, unknown_vm
+from kms.in_use import keys_in_use, refuse_behind
 from kms.keys.lifecycle import carry_out, refuse_act, replaced
 from kms.records import LEASES, OLD_PREFIX, VM_ROTATIONS, Loaded, vm_key
 from kms.store.port import Check
@@ -26,7 +28,6 @@ from kms.views import vm_rotation_view, vm_view
 from kms.vm_filter import VmFilter, find
 from kms.vm_records import Puts, StoredVm, made, open_vm, put_changed, put_old
 
-Facts = dict[str, str | int | bool | list[str]]
 _RUNNING = b"vm-rotating/"  # a mark for each rotation of many keys that hasn't ended
 
 
@@ -46,6 +47,7 @@ class _Rotated:
 async def rotate(ctx: Context, caller: Caller, vm: str, request: RotateVm) -> VmView:
     """Version n + 1 of one key; releases give it from then on."""
     readable, now = _readable(request.readable), ctx.now()
+    in_use, fence = await keys_in_use(ctx.records)
     item = await ctx.store.get(vm_key(vm))
     if item is None:
         raise unknown_vm(vm)
@@ -63,11 +65,12 @@ async def rotate(ctx: Context, caller: Caller, vm: str, request: RotateVm) -> Vm
     new, old = made(
         [*await ctx.custody.create_keys([_next(stored, now)]), *await _retired(ctx, [stored], now, readable)]
     )
+    refuse_behind([new], in_use)
     puts, deletes = _Rotated(stored, new, old).changes()
     facts: Facts = {"version": new.key_version, "readable_until": now + readable}
     facts |= {"why": request.why} if request.why else {}
     await ctx.commit(
-        checks=[stored.check],
+        checks=[stored.check, fence],
         puts=puts,
         deletes=deletes,
         entries=[ctx.entry(caller, "vm.rotate", "done", vm=vm, facts=facts)],
@@ -194,11 +197,13 @@ async def _advance_or_tell(ctx: Context, loaded: Loaded[VmRotation]) -> None:
 
 async def _advance(ctx: Context, loaded: Loaded[VmRotation]) -> None:
     rotation, now = loaded.value, ctx.now()
+    in_use, fence = await keys_in_use(ctx.records)
     only = VmFilter(rotation.tenant, rotation.policy, None, rotation.labels, rotation.prefix)
     found, further = await find(ctx.store, only, rotation.after, limits.VM_ROTATION_PAGE, now)
     # Versions made since the start are done: by this rotation before a crash, or by an officer.
     todo = [vm for vm in found if _made_at(vm) < rotation.started_at and not await _refusals(ctx, vm, now)]
     rotated, failed = await _make_next(ctx, todo, now, rotation.readable)
+    refuse_behind((each.new for each in rotated), in_use)
     moved: VmRotation = msgspec.structs.replace(
         rotation,
         after=further or rotation.after,
@@ -216,7 +221,7 @@ async def _advance(ctx: Context, loaded: Loaded[VmRotation]) -> None:
     if failed:
         entries.append(ctx.entry(None, "vm.rotate", "refused", facts={**done, "vms": failed}))
     await ctx.try_commit(  # after a conflict the next step looks at the page again
-        checks=[loaded.check, *(each.before.check for each in rotated)],
+        checks=[loaded.check, fence, *(each.before.check for each in rotated)],
         puts=[
             *await ctx.records.seal([VM_ROTATIONS.put(moved.rotation, moved)]),
             *(put for puts, _ in changes for put in puts),

@@ -16,11 +16,13 @@ from keypeer.wire.messages import CreatedVms, CreateVm, ImportKeyView, ImportVm,
 from kms import limits
 from kms.audit.record import Facts
 from kms.custody.port import ImportKey, KeyRecord, NewKey, OperationError
+from kms.domain.service_keys import KeysInUse
 from kms.domain.vms import KeyAttributes, pack_attributes
 from kms.errors import BadRequest, KeypeerError, Refused, Unavailable
 from kms.flows.context import Caller, Context, unknown_vm
+from kms.in_use import keys_in_use, refuse_behind
 from kms.quotas import Claim, Owner, claim
-from kms.records import LEASES, OLD_PREFIX, POLICIES, TOMBSTONES, keys_in_use, vm_key
+from kms.records import LEASES, OLD_PREFIX, POLICIES, TOMBSTONES, vm_key
 from kms.store.port import Check, Count
 from kms.views import tombstone_view, vm_view
 from kms.vm_records import StoredVm, amend, decode_vm, made, open_vm, put_changed, put_new
@@ -112,6 +114,7 @@ class _Admitted:
     checks: tuple[Check, ...]
     counts: tuple[Count, ...]
     ask_again: Callable[[], Awaitable[Claim]]
+    in_use: KeysInUse
 
 
 async def _admit(ctx: Context, caller: Caller, action: str, requests: Sequence[CreateVm]) -> _Admitted:
@@ -125,8 +128,8 @@ async def _admit(ctx: Context, caller: Caller, action: str, requests: Sequence[C
     wanted[Owner("operator", caller.name)] = len(requests)
     ask = partial(_claim, ctx, caller, action, wanted)
     room = await ask()
-    _, fence = await keys_in_use(ctx.records)
-    return _Admitted((*checks, *room.checks, fence), room.counts, ask)
+    in_use, fence = await keys_in_use(ctx.records)
+    return _Admitted((*checks, *room.checks, fence), room.counts, ask, in_use)
 
 
 async def _claim(ctx: Context, caller: Caller, action: str, wanted: Mapping[Owner, int], vm: str = "") -> Claim:
@@ -165,6 +168,7 @@ def _new_key(request: CreateVm, now: int, caller: Caller, *, imported: bool = Fa
 async def _keep(ctx: Context, admitted: _Admitted, records: Sequence[KeyRecord], entries: Sequence[bytes]) -> None:
     """The commit of new keys. Names were free in one snapshot, tombstones included, and a destruction can't put a
     tombstone where no key is, so the key's absence is all that is checked again."""
+    refuse_behind(records, admitted.in_use)
     kept = await ctx.try_commit(
         checks=[*admitted.checks, *(Check(vm_key(record.vm), 0) for record in records)],
         puts=[put for record in records for put in put_new(record)],

@@ -44,9 +44,10 @@ def signature(webhook: Webhook, number: str, timestamp: int, body: bytes) -> str
 
 async def _tell(ctx: Context, webhook: Webhook) -> None:
     name, now = hashlib.sha256(webhook.url.encode()).hexdigest()[:32], ctx.clock()
+    # In this order: a head read before what another process has told since would be behind it.
+    loaded = await ctx.records.load(WEBHOOKS, name)
     head = await ctx.records.load(FLEET_HEADS, _HEAD)
     last = head.value.last if head else 0
-    loaded = await ctx.records.load(WEBHOOKS, name)
     if loaded is None:  # named in the settings just now: he hears what comes
         await _keep(ctx, name, None, WebhookState(webhook.url, last))
         return

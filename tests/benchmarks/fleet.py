@@ -141,7 +141,7 @@ def report(
             unit="1/s",
             ours=reached,
             beside=beside,
-            mark=f"≥ {mark:,.0f}",
+            mark=f"≥ {mark:,.0f}/s",
             met=reached.median >= mark,
             note=note,
             chief=True,

@@ -23,7 +23,7 @@ import msgspec
 import psutil
 
 from tests.support.round_facts import Facts, read_facts
-from tests.support.service import Caller, Reply, Service, put_demo_policy, running_service
+from tests.support.service import Caller, Reply, Service, command_of, put_demo_policy, running_service
 
 Victim = Literal["web", "hsm", "background", "nursery", "supervisor"]
 # How often, beside each other.
@@ -240,8 +240,9 @@ class Rounds:
         process.send_signal(signal.SIGKILL)
         process.wait()
         _, orphans = psutil.wait_procs(children, RECOVERY_S)
-        if orphans:
-            self.summary.found.unrecovered(f"round {self.summary.rounds}: {orphans} outlived the supervisor")
+        for orphan in orphans:
+            said = " ".join(command_of(orphan))
+            self.summary.found.unrecovered(f"round {self.summary.rounds}: {said} outlived the supervisor")
         self.service.launch()
         return 1
 

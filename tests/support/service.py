@@ -188,7 +188,7 @@ class Service:
         """The running "web", "hsm" or "background" processes, or the "nursery"."""
         assert self.process is not None
         sign = {"web": "worker", "hsm": "hsm_adapter"}.get(kind, kind)
-        return [child for child in psutil.Process(self.process.pid).children() if sign in _command(child)]
+        return [child for child in psutil.Process(self.process.pid).children() if sign in command_of(child)]
 
     def caller(self, role: str) -> Caller:
         """The first officer, operator or auditor; or "anyone", without a certificate."""
@@ -208,7 +208,7 @@ class Service:
                 return entries
 
 
-def _command(process: psutil.Process) -> list[str]:
+def command_of(process: psutil.Process) -> list[str]:
     """Its command line; none of one that has just died."""
     try:
         return process.cmdline()

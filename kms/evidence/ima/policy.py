@@ -73,7 +73,7 @@ class CompiledRuntime:
             "runtime.file",
             f"runtime policy {self.name} allows {known}",
             f"host {host} measured {_shown(path)} with {_shown(claimed)}",
-            f"remove the file and reboot, or add it to {self.name} (keypeer runtime from-packages)",
+            f"remove the file and reboot, or add it to {self.name} (keypeer baseline from-packages)",
         )
 
     def _judge_buffer(self, entry: Entry, claimed: bytes, name: bytes, host: str) -> Reason | None:

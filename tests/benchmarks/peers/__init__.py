@@ -12,6 +12,11 @@ def configurations() -> str:
         (openbao, {"OpenBao's configuration": openbao.CONFIG}),
         (barbican, {"barbican.conf": barbican.CONFIG, "paste.ini": barbican.PASTE, "stunnel.conf": barbican.FRONT}),
     ):
-        parts.append(module.__doc__ or "")
-        parts += [f"{name}:\n\n```\n{text.strip()}\n```\n" for name, text in files.items()]
+        parts.append((module.__doc__ or "").replace("``", "`"))
+        parts += [f"{name}:\n\n```\n{_shown(text)}\n```\n" for name, text in files.items()]
     return "\n".join(parts)
+
+
+def _shown(template: str) -> str:
+    """Doubled braces are single ones in the file that is made of it (str.format)."""
+    return template.strip().replace("{{", "{").replace("}}", "}")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,81 +11,21 @@ import msgspec
 import pytest
 
 from keypeer.wire import messages as wire
-from keypeer.wire.profile import BOOT_PCRS
-from kms.domain.policies import Baseline
 from kms.domain.trust import HostEventHead
 from kms.errors import KeypeerError, Refused
-from kms.flows import attest, challenge
-from kms.flows.context import Caller, Context
 from kms.known import read_known
-from kms.records import BASELINES, EVENT_HEADS, HOSTS, REFUSALS, SESSIONS
-from kms.store.port import Commit, Outcome
-from tests.support.enrolled import Enrolled, enrol_page
-from tests.support.flows import flow_context, with_store
-from tests.support.simulated_host import SimulatedHost
+from kms.records import EVENT_HEADS, HOSTS, REFUSALS, SESSIONS
+from kms.store.port import Commit
+from tests.support.fleet import Fleet, open_fleet
 from tests.support.steady_host import SteadyHost
 
 _decode = msgspec.json.Decoder(wire.AttestRequest).decode
 
 
-class Told:
-    """A store that tells what it was asked, and lets a test act before a commit."""
-
-    def __init__(self, store: Any) -> None:
-        self._store = store
-        self.reads: list[str] = []
-        self.commits: list[Commit] = []
-        self.before_commit: list[Commit] = []
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("get", "get_many", "scan", "export"):
-            self.reads.append(name)
-        return getattr(self._store, name)
-
-    async def commit(self, change: Commit) -> Outcome:
-        while self.before_commit:
-            await self._store.commit(self.before_commit.pop())
-        self.commits.append(change)
-        outcome: Outcome = await self._store.commit(change)
-        return outcome
-
-
-@dataclass
-class Fleet:
-    """One host, and the service's parts."""
-
-    ctx: Context
-    store: Told
-    host: Enrolled
-    caller: Caller
-
-    async def challenge(self) -> wire.Challenge:
-        return await challenge.challenge(self.ctx, self.caller, wire.ChallengeRequest())
-
-    async def attest(self, body: bytes) -> wire.AttestResult:
-        self.store.reads.clear()
-        self.store.commits.clear()
-        return await attest.attest(self.ctx, self.caller, _decode(body))
-
-    async def first(self) -> wire.AttestResult:
-        request = self.host.tpm.attest_request(await self.challenge(), self.host.certificate)
-        result = await self.attest(msgspec.json.encode(request))
-        self.host.tpm.open_session(result.session)
-        return result
-
-
 @pytest.fixture
 async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
-    async with flow_context(tmp_path) as opened:
-        store = Told(opened.store)
-        ctx = replace(with_store(opened, store), clock=time.time)
-        good = SimulatedHost("any").pcrs
-        baseline = Baseline("good", "sha256", {pcr: (good[pcr],) for pcr in BOOT_PCRS})
-        await store.commit(Commit(puts=await ctx.records.seal([BASELINES.put("good", baseline)])))
-        (host,) = [each async for each in enrol_page(ctx, ["fra-0000001"])]
-        certificate = host.certificate
-        caller = Caller("host", host.tpm.name, certificate, sha256(certificate).digest())
-        yield Fleet(ctx, store, host, caller)
+    async with open_fleet(tmp_path) as opened:
+        yield opened
 
 
 def steady(fleet: Fleet, asked: wire.Challenge) -> SteadyHost:
@@ -194,7 +132,7 @@ async def test_an_event_that_comes_between_is_noticed(fleet: Fleet) -> None:
     assert head.value.trusted
     ended = HostEventHead(head.value.last + 1, head.value.last + 1)
     puts = await fleet.ctx.records.seal([EVENT_HEADS.put(fleet.caller.name, ended)])
-    fleet.store.before_commit.append(Commit(puts=puts))
+    fleet.store.before_commit.append(partial(fleet.store.inner.commit, Commit(puts=puts)))
     await fleet.attest(host.body(asked.nonce.encode()))
     assert len(fleet.store.commits) == 2
     head = await fleet.ctx.records.load(EVENT_HEADS, fleet.caller.name)

@@ -4,7 +4,7 @@ cosigned by witnesses of another make."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -19,13 +19,14 @@ from keypeer.wire.tlog.merkle import fold
 from keypeer.wire.tlog.note import VerifierKey, parse_note
 from kms import limits
 from kms.custody.port import Anchor, Custody
+from kms.domain.audit import StoredCheckpoint
 from kms.errors import NotFound, Unavailable
 from kms.flows import checkpoints, health, signing_keys
 from kms.flows.context import Caller, Context
 from kms.records import CHECKPOINTS
 from kms.store.lmdb import LmdbStore
 from kms.store.port import Commit
-from kms.witness.port import Witness
+from kms.witness.port import Witness, WitnessAnswer, WitnessClient
 from tests.support.flows import clock_of, flow_context, with_store, witnessed
 from tests.support.stores import MAP_BYTES, whole_log
 from tests.support.tlog.go import RunningWitness, running_witness
@@ -210,6 +211,12 @@ async def cosigners(ctx: Context) -> dict[str, int]:
     return {key.name: opened.checkpoint.size for key, at in opened.verified.by.items() if at is not None}
 
 
+async def newest(ctx: Context) -> StoredCheckpoint:
+    loaded = await ctx.records.load(CHECKPOINTS, "newest")
+    assert loaded is not None
+    return loaded.value
+
+
 async def ask(ctx: Context) -> None:
     clock_of(ctx).now += limits.WITNESS_BACKOFF_MAX_S
     await checkpoints.witness(ctx)
@@ -235,6 +242,37 @@ async def test_witnesses_of_another_make_cosign_what_grew_consistently(ctx: Cont
         # The newest checkpoint carries them while the log doesn't grow.
         newest = open_checkpoint((await checkpoints.current(both)).encode(), await log_keys(both))
         assert len(newest.verified.by) == 3
+
+
+class Meanwhile:
+    """A client of witnesses who lets another node act once before it tells what the witness answered."""
+
+    def __init__(self, client: WitnessClient, act: Callable[[], Awaitable[None]]) -> None:
+        self._client, self._acts = client, [act]
+
+    async def add_checkpoint(self, witness: Witness, body: bytes) -> WitnessAnswer:
+        answer = await self._client.add_checkpoint(witness, body)
+        if self._acts:
+            await self._acts.pop()()
+        return answer
+
+
+async def test_a_larger_checkpoint_that_another_node_had_cosigned_stays(ctx: Context) -> None:
+    (key, *_) = await log_keys(ctx)
+    with running_witness(key, "one.test/w") as one:
+        other = witnessed(ctx, witness_of(one))
+
+        async def further() -> None:
+            await grow(other, 20)
+            await ask(other)
+
+        slow = replace(other, log=replace(other.log, client=Meanwhile(other.log.client, further)))
+        await grow(slow)
+        await ask(slow)
+        size = (await ctx.store.log_head()).size
+        assert await cosigners(other) == {"one.test/w": size}
+        (state,) = (await newest(ctx)).witnesses.values()
+        assert state.size == size
 
 
 async def test_a_witness_that_is_down_is_counted_and_stops_nothing(ctx: Context) -> None:

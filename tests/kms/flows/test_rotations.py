@@ -15,17 +15,19 @@ from typing import cast
 import msgspec
 import pytest
 
+from hsm_adapter.protocol import VersionedKey
 from keypeer.wire.messages import CreateVm, GeoRule, PolicyDocument, RotateVm
 from kms import limits
 from kms.domain.hosts import EnrolledHost, OutstandingNonces
-from kms.domain.service_keys import KeysInUse, NodeState
+from kms.domain.service_keys import GoneVersions, KeysInUse, NodeState
 from kms.errors import KeypeerError
 from kms.flows import key_destructions, policies, rotation_rounds, rotation_starts, rotations, vm_rotations, vms
 from kms.flows.context import Context
 from kms.movers import MOVERS, items_under
-from kms.records import HOSTS, KEYS_IN_USE, NODES, NONCES, POLICIES, Kind, Records, vm_key
+from kms.records import GONE_VERSIONS, HOSTS, KEYS_IN_USE, NODES, NONCES, POLICIES, Kind, Records, vm_key
 from kms.store.port import Commit, Store
 from tests.support.contexts import OFFICER, OPERATOR, Parts, open_all
+from tests.support.fleet import Told
 from tests.support.hsm import start_worker
 from tests.support.rotations import Reader, all_keys, finish, make_keys, rotate, versions_of, vm_items
 
@@ -348,6 +350,32 @@ class Slow:
         self.reached.set()
         await self.go.wait()
         return await self._store.commit(change)  # type: ignore[attr-defined]  # a Store
+
+
+async def test_that_a_version_is_gone_is_written_whatever_comes_between(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Told(parts.ctx.store)
+    ctx = replace(parts.ctx, store=cast("Store", told))
+    await put_policy(ctx)
+    assert (await rotate(ctx, "kek")).state == "complete"
+    destroy = ctx.custody.destroy_version
+
+    async def other_node() -> None:
+        puts = await ctx.records.seal([GONE_VERSIONS.put("kek", GoneVersions((0,)))])
+        await told.inner.commit(Commit(puts=puts))
+
+    async def destroyed(key: VersionedKey, version: int) -> bool:
+        there_was = await destroy(key, version)
+        told.before_commit.append(other_node)
+        return there_was
+
+    monkeypatch.setattr(ctx.custody, "destroy_version", destroyed)
+    assert (await key_destructions.destroy(ctx, OFFICER, "kek", 1)).there_was
+    gone = await ctx.records.load(GONE_VERSIONS, "kek")
+    assert gone is not None
+    assert gone.value.versions == (0, 1)
+    assert (await actions(ctx))[-1] == "kek.destroy"
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -37,8 +37,8 @@ ROOTS: Final[dict[str, tuple[type[msgspec.Struct], str]]] = {
     "agentd.toml": (DaemonSettings, "The agent's daemon, beside agent.toml. `sdk/keypeer/agentd/settings.py`."),
     "The worker's file": (
         WorkerSettings,
-        "For an HSM worker that is started by itself (`python -m hsm_adapter FILE`); `keypeer serve` makes it from "
-        "`[hsm]`. JSON unless it is named `*.toml`. `hsm_adapter/settings.py`.",
+        "For an HSM worker that is started by itself (`python -m hsm_adapter --config FILE`); `keypeer serve` makes it "
+        "from `[hsm]`. JSON unless it is named `*.toml`. `hsm_adapter/settings.py`.",
     ),
 }
 
