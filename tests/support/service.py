@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from keypeer.wire import messages as wire
 from keypeer.wire.encoding import b64decode, b64encode
+from kms.settings import read_home
 from tests.support.hsm import MODULE, blank_token
 from tests.support.simulated_host import SimulatedHost
 from tests.support.vendor import ek_certificate, vendor_ca
@@ -152,9 +153,14 @@ class Service:
         return done
 
     def start(self, *, ready: bool = True) -> None:
-        """Starts `keypeer serve` and waits until it is ready, or answers at least."""
+        """Starts `keypeer serve` and waits until it is ready with all its HSM workers, or answers at least."""
         self.launch()
         self.wait_ready(statuses=(200,) if ready else (200, 503))
+        if ready:  # one worker is enough for that; a rotation asks each of them
+            workers, deadline = read_home(self.folder).hsm_sockets(), time.monotonic() + READY_S
+            while not all(path.exists() for path in workers):
+                assert time.monotonic() < deadline, self.log.read_text()[-4000:]
+                time.sleep(0.02)
 
     def launch(self) -> None:
         """Starts `keypeer serve`."""
