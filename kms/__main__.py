@@ -49,7 +49,8 @@ def _nursery(parent: int, descriptor: int) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, ended_in_words():
             beats = Heartbeats(int(descriptor), processes(home, Role(role)))
             if kind == "worker":
-                runner.run(app.serve(home, socket.socket(fileno=int(web[1])), beats, name))
+                listener, all_in_one = socket.socket(fileno=int(web[1])), Role(role) is Role.ALL
+                runner.run(app.serve(home, listener, beats, name, hsm_goes_too=all_in_one))
             else:
                 runner.run(background.serve(home, beats))
 

@@ -184,8 +184,11 @@ def _files(folder: Path) -> list[tuple[str, bytes]]:
     return [(str(path.relative_to(folder)), path.read_bytes()) for path in paths]
 
 
-async def serve(home: Home, listener: socket.socket, heartbeats: Heartbeats, name: str) -> None:
-    """One web worker, until SIGTERM."""
+async def serve(
+    home: Home, listener: socket.socket, heartbeats: Heartbeats, name: str, *, hsm_goes_too: bool = False
+) -> None:
+    """One web worker, until SIGTERM. ``hsm_goes_too``: with the supervisor, so that when that is dead no request waits
+    for HSM workers to come back."""
     beating = asyncio.create_task(heartbeats.beat(name))
     supervisor = os.getppid()
     stop = asyncio.Event()
@@ -219,7 +222,8 @@ async def serve(home: Home, listener: socket.socket, heartbeats: Heartbeats, nam
         await stop.wait()
         following.cancel()
         await drain(server, handlers, ctx)
-        await handlers.shutdown(limits.SHUTDOWN_GRACE_S if os.getppid() == supervisor else limits.ORPHAN_GRACE_S)
+        orphan = hsm_goes_too and os.getppid() != supervisor
+        await handlers.shutdown(limits.ORPHAN_GRACE_S if orphan else limits.SHUTDOWN_GRACE_S)
         await runner.cleanup()
         counting.cancel()
         metrics.flush()

@@ -7,7 +7,7 @@ good; TLS lets all of them through that aren't destroyed, so that whoever comes 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import msgspec
@@ -98,4 +98,4 @@ def authorities(key: SigningKey, first: bytes) -> Authorities:
             hint="the folder is another service's, or it was copied before the last rotation: keypeer init",
         )
     certified = msgspec.structs.replace(oldest, certificate=first)
-    return Authorities(SigningKey(key.name, (certified, *key.versions[1:]), key.check, key.claimed_at))
+    return Authorities(replace(key, versions=(certified, *key.versions[1:])))

@@ -1,7 +1,7 @@
 """Fences around sets that are judged as a whole: of two changes at once, the later one sees the earlier.
 
-A commit checks records that were read; it can't check one that isn't there yet. So whoever changes the members of such
-a set reads its fence before the set, and checks and moves it in the commit.
+A commit checks records that were read; it can't check one that isn't there yet. So whoever makes somebody a member of
+such a set, or another one of a member, reads its fence before the set, and checks and moves it in the commit.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ AUDIT_HEADS_MAX = 512  # pairs of action and outcome in the audit log, more than
 KEEPALIVE_S = 300  # seconds; ten attestation intervals, so that a steady agent never handshakes anew
 RETRY_AFTER_S = 1  # seconds; a worker is replaced within one
 SHUTDOWN_GRACE_S = 10  # seconds that open requests have after SIGTERM
-ORPHAN_GRACE_S = 1  # the same, when the supervisor is dead, and HSM workers with it: nobody brings them back
+ORPHAN_GRACE_S = 1  # the same, when the supervisor is dead, and with it the HSM workers that it ran
 IDENTITY_CACHE_MAX = 65_536  # client certificates parsed once each, about 1 KB
 
 # ── rates and quotas ───────────────────────────────────────────────────────────────────────────────────────────

@@ -32,6 +32,8 @@ PLAIN_PREFIXES = (
     b"proposal-document/",
     b"held/",
     b"trust-due/",
+    b"transfer/",
+    b"vm-rotating/",
     FENCE_PREFIX,
 )
 _HOST = "store verify"

@@ -54,15 +54,18 @@ async def revoke(ctx: Context, caller: Caller, host: str, request: RevokeHost) -
 
 
 async def _decide(ctx: Context, caller: Caller, name: str, status: HostStatus, why: str) -> HostView:
-    """Again where the host attested meanwhile: what that brought it ends too."""
+    """Again where the host attested meanwhile: what that brought it ends too. Not where somebody else decided."""
+    host = await _load(ctx, name)
     for _ in range(limits.RELEASE_ATTEMPTS_MAX):
-        if await _decided(ctx, caller, name, status, why):
+        if await _decided(ctx, caller, host, status, why):
             return await show(ctx, name)
+        if (await _load(ctx, name)).check != host.check:
+            break
     raise conflict()
 
 
-async def _decided(ctx: Context, caller: Caller, name: str, status: HostStatus, why: str) -> bool:
-    host = await _load(ctx, name)
+async def _decided(ctx: Context, caller: Caller, host: Loaded[EnrolledHost], status: HostStatus, why: str) -> bool:
+    name = host.value.host
     decided: EnrolledHost = msgspec.structs.replace(
         host.value, status=status, decided_by=caller.name, decided_at=ctx.now(), why=why
     )

@@ -179,16 +179,20 @@ async def _room(ctx: Context, caller: Caller, now: int) -> list[bytes]:
 
 
 async def sign(ctx: Context, caller: Caller, name: str, decision: Decision, signature: str) -> ProposalView:
-    """Keeps an officer's decision. Asking again is no second one."""
+    """Keeps an officer's decision. Asking again is no second one, and approvals beyond what is needed aren't kept: the
+    act may be under way, and its commit holds only while the proposal is what it was."""
     signed = OfficerDecision(caller.name, decision, ctx.now(), b64decode(signature, "signature"))
     for _ in range(limits.EXECUTION_ATTEMPTS_MAX):
         loaded, officers = await _load(ctx, name), await load_officers(ctx.store, ctx.records)
         try:
             await _check_service(ctx, await _document(ctx, loaded.value))
-            decided = decide(loaded.value, signed, officers.needed(loaded.value.act), officers.keys, ctx.now())
+            needs = officers.needed(loaded.value.act)
+            decided = decide(loaded.value, signed, needs, officers.keys, ctx.now())
         except KeypeerError as error:
             raise await ctx.refuse(caller, f"proposal.{decision}", error) from None
-        if decided == loaded.value or await _keep_decision(ctx, caller, loaded, decided, decision):
+        stands = standing(loaded.value, needs, officers.keys, ctx.now())
+        enough = decision == "approve" and stands.state == "approved"
+        if enough or decided == loaded.value or await _keep_decision(ctx, caller, loaded, decided, decision):
             return await show(ctx, name)
     raise conflict()
 
@@ -235,11 +239,13 @@ async def prepare(ctx: Context, caller: Caller, name: str) -> Prepared:
 async def failed(ctx: Context, caller: Caller, name: str, error: KeypeerError) -> ProposalView:
     """Notes why the act couldn't be carried out; the proposal stays approved until it expires."""
     loaded = await _load(ctx, name)
-    # A rotation that is under way may be this proposal's own: a note would move it, and void the commit that ends both.
-    if loaded.value.state == "open" and error.code != _UNDER_WAY:
+    entry = ctx.entry(caller, "proposal.execute", "refused", error=error, facts=_facts(loaded.value))
+    if error.code == _UNDER_WAY:
+        # It may be this proposal's own rotation: a note would move the proposal, and void the commit that ends both.
+        await ctx.try_commit(entries=[entry])
+    elif loaded.value.state == "open":
         failure = (error.code, error.detail, error.hint, int(error.status))
         noted = msgspec.structs.replace(loaded.value, failure=failure)
-        entry = ctx.entry(caller, "proposal.execute", "refused", error=error, facts=_facts(noted))
         puts = await ctx.records.seal([PROPOSALS.put(name, noted)])
         await ctx.try_commit(checks=[loaded.check], puts=puts, entries=[entry])  # whoever came first tells more
     view: ProposalView = msgspec.structs.replace(await show(ctx, name), failure=problem_view(error))

@@ -47,7 +47,11 @@ async def put(ctx: Context, caller: Caller, name: str, document: RuntimePolicy) 
     facts: Facts = {"runtime": name, "files": summary.files}
     puts = await ctx.records.seal([RUNTIME_POLICIES.put(name, stored)])
     await ctx.commit(
-        checks=[fence.check, known.check if known else Check(RUNTIME_POLICIES.key(name), 0)],
+        checks=[
+            fence.check,
+            *(each.check for each in others),
+            known.check if known else Check(RUNTIME_POLICIES.key(name), 0),
+        ],
         deletes=_orphaned(known, others, but=stored.sha256),
         puts=[*puts, (runtime_document_key(stored.sha256), packed), check_later(TrustCheck("runtime")), fence.put],
         entries=[ctx.entry(caller, "runtime.put", "done", facts=facts)],
@@ -61,7 +65,7 @@ async def delete(ctx: Context, caller: Caller, name: str) -> None:
     known = await _load(ctx, name)
     others = await ctx.records.page(RUNTIME_POLICIES, "", limits.RUNTIME_POLICIES_MAX)
     await ctx.commit(
-        checks=[fence.check, known.check],
+        checks=[fence.check, *(each.check for each in others)],
         puts=[check_later(TrustCheck("runtime")), fence.put],
         deletes=[known.key, *_orphaned(known, others)],
         entries=[ctx.entry(caller, "runtime.delete", "done", facts={"runtime": name})],

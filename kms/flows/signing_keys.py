@@ -7,6 +7,7 @@ whose making was cut short is never used, and the next attempt makes another one
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
@@ -19,12 +20,13 @@ from kms import limits, pki
 from kms.audit.record import Facts
 from kms.authorities import Authorities
 from kms.certificates import certificate_holders
+from kms.domain.attestation import StoredGeoTag
 from kms.domain.service_keys import SigningKeyRecord, SigningName, SigningVersion
 from kms.errors import KeypeerError, NotFound, Unavailable
 from kms.flows.context import Caller, Context, conflict
 from kms.movers import transfer_key
 from kms.nodes import check_known
-from kms.records import GEO_TAGS, SESSIONS
+from kms.records import GEO_TAGS, SESSIONS, Loaded
 from kms.signing_keys import ROTATED, SIGNING_KEYS, SigningKey
 from kms.views import geo_tag_view
 
@@ -97,7 +99,8 @@ async def _certified(ctx: Context, version: SigningVersion) -> SigningVersion:
 async def _claimed(ctx: Context, caller: Caller, key: SigningKey) -> SigningKey:
     """The key, and nobody else makes a version of it for limits.SIGNING_CLAIM_S: PKCS #11 has no labels that are
     unique, so two that make the same version at once would leave a token with two of them."""
-    ago = ctx.now() - key.claimed_at
+    now = ctx.now()
+    ago = now - key.claimed_at
     if 0 <= ago < limits.SIGNING_CLAIM_S:
         raise _conflict(
             "key.rotating",
@@ -107,14 +110,14 @@ async def _claimed(ctx: Context, caller: Caller, key: SigningKey) -> SigningKey:
     # Numbers that another node may have made in its copy of the token are passed over.
     theirs = key.claimed_to if key.claimed_by not in ("", ctx.node) else 0
     claimed_to = max(key.newest.version, theirs) + limits.SIGNING_LOST_MAX
-    record = SigningKeyRecord(key.versions, ctx.now(), ctx.node, claimed_to)
+    record = SigningKeyRecord(key.versions, now, ctx.node, claimed_to)
     await replace(ctx, rider=None).commit(  # what rides goes with the commit that ends this
         checks=[key.check],
         puts=await ctx.records.seal([SIGNING_KEYS.put(key.name, record)]),
         entries=[ctx.entry(caller, "keys.rotate_begun", "done", facts={"key": key.name})],
     )
     claimed = await ctx.signing_key(key.name)
-    if (claimed.claimed_by, claimed.claimed_to) != (ctx.node, claimed_to):
+    if (claimed.claimed_at, claimed.claimed_by, claimed.claimed_to) != (now, ctx.node, claimed_to):
         raise conflict()  # it took so long that another one claims it by now
     return claimed
 
@@ -205,13 +208,22 @@ async def _check_unused(ctx: Context, caller: Caller, key: SigningKey, number: i
 
 
 async def _end_sessions(ctx: Context, number: int) -> None:
-    """Of hosts whose tags that version signed: they stand on them."""
-    hosts = [tag.value.host for tag in await ctx.records.all(GEO_TAGS) if tag.value.key == number]
-    for first in range(0, len(hosts), limits.PAGE_MAX):
-        part = hosts[first : first + limits.PAGE_MAX]
-        facts: Facts = {"version": number, "hosts": len(part)}
-        entry = ctx.entry(None, "session.end", "done", facts=facts)
-        await ctx.commit(deletes=[SESSIONS.key(host) for host in part], entries=[entry])
+    """Of hosts whose tags that version signed: they stand on them. One that gets a new tag meanwhile keeps its own."""
+    for _ in range(limits.RELEASE_ATTEMPTS_MAX):
+        tags = [tag for tag in await ctx.records.all(GEO_TAGS) if tag.value.key == number]
+        parts = [tags[first : first + limits.PAGE_MAX] for first in range(0, len(tags), limits.PAGE_MAX)]
+        if all([await _end_sessions_of(ctx, number, part) for part in parts]):
+            return
+    raise conflict()
+
+
+async def _end_sessions_of(ctx: Context, number: int, tags: Sequence[Loaded[StoredGeoTag]]) -> bool:
+    facts: Facts = {"version": number, "hosts": len(tags)}
+    return await ctx.try_commit(
+        checks=[tag.check for tag in tags],
+        deletes=[SESSIONS.key(tag.value.host) for tag in tags],
+        entries=[ctx.entry(None, "session.end", "done", facts=facts)],
+    )
 
 
 async def destroy(ctx: Context, caller: Caller, name: SigningName, number: int) -> SigningKeyView:

@@ -18,6 +18,7 @@ import msgspec
 
 from kms import limits
 from kms.domain.attestation import AttestationSession
+from kms.domain.policies import Baseline
 from kms.domain.trust import StoredEvent, TrustCheck
 from kms.domain.vms import Lease
 from kms.errors import KeypeerError, Reason
@@ -132,7 +133,7 @@ async def _advance(ctx: Context, mark: Loaded[TrustCheck]) -> None:
     if check.what == "runtime":
         await _ask_to_attest(ctx, [each.value.host for each in sessions])
     else:
-        baselines = await _in_force(ctx)
+        baselines = _in_force(ctx, await ctx.records.all(BASELINES))
         for each in sessions:
             await _recheck(ctx, each.value.host, policy, baselines)
     done = check.what == "host" or len(sessions) < limits.TRUST_PAGE
@@ -146,10 +147,10 @@ async def _advance(ctx: Context, mark: Loaded[TrustCheck]) -> None:
     )
 
 
-async def _in_force(ctx: Context) -> set[str]:
-    """The names of the baselines that hosts may match now."""
-    loaded = await ctx.records.all(BASELINES)
-    return {each.value.name for each in loaded if in_force(each.value, ctx.profile.bank, ctx.now())}
+def _in_force(ctx: Context, loaded: Sequence[Loaded[Baseline] | None]) -> set[str]:
+    """The names of those that hosts may match now."""
+    there = [each.value for each in loaded if each is not None]
+    return {each.name for each in there if in_force(each, ctx.profile.bank, ctx.now())}
 
 
 async def _sessions(ctx: Context, check: TrustCheck) -> list[Loaded[AttestationSession]]:
@@ -179,8 +180,9 @@ async def _recheck(ctx: Context, host: str, only: Loaded[Policy] | None, baselin
     if session is None or head is None or not head.value.trusted:
         return
     facts = session.value.appraisal
-    if not baselines.issuperset(facts.baselines):
-        baselines = await _in_force(ctx)  # it may have matched one that was approved since they were read
+    missing = [(BASELINES, name) for name in facts.baselines if name not in baselines]
+    if missing:  # it may have matched one that was approved since they were read
+        baselines = baselines | _in_force(ctx, await ctx.records.load_many(missing))
     good = tuple(name for name in facts.baselines if name in baselines)
     if facts.baselines and not good:
         reason = Reason(

@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from keypeer.wire import messages as wire
@@ -223,6 +225,27 @@ def test_the_hsm_taken_away_and_brought_back(service: Service) -> None:
     service.wait_ready(30)
     assert host.try_release("vm").status == 200
     assert service.caller("auditor").get("/v1/vms/other").code == "vm.unknown"
+
+
+def test_a_dead_supervisor_leaves_nobody_waiting_for_hsm_workers(service: Service) -> None:
+    """They died with it, and nobody brings them back: a request that needs one is given up with its worker."""
+    create_vm(service, "orphan")
+    host = good_host(service, "waits")
+    host.attest()
+    host.caller.attempts = 1
+    assert service.process is not None
+    hsm, everybody = service.workers("hsm"), psutil.Process(service.process.pid).children(recursive=True)
+    service.process.kill()
+    service.process.wait()
+    psutil.wait_procs(hsm, 0.8)  # until then open connections are still answered
+    begun = time.monotonic()
+    with suppress(OSError, HTTPException):
+        assert host.try_release("orphan").status != 200
+    _, alive = psutil.wait_procs(everybody, max(0.0, begun + 9 - time.monotonic()))
+    assert alive == []
+    service.process = None
+    service.start()
+    assert host.try_attest().status == 200
 
 
 def test_a_full_store_refuses_and_says_so(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from keypeer.wire.messages import CreateVm, GeoRule, PolicyDocument, RotateVm
 from kms.flows import policies, vm_rotations, vms
 from kms.flows.context import Context
+from kms.movers import transfer_key
 from kms.store.port import Commit
 from kms.verification import Report, verify
 from kms.vm_records import DUE_PREFIX, due_key
@@ -52,6 +53,22 @@ async def test_a_date_to_come_is_where_it_was_set(ctx: Context) -> None:
 async def test_a_date_may_have_been_put_off_once_it_is_reached(ctx: Context) -> None:
     later = ctx.now() + READABLE_S + 1
     assert await found(ctx, later, later) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [
+        (transfer_key("kek", 2), True),
+        (b"vm-rotating/r", True),
+        (b"fence/officers", True),
+        (b"held/host/vm", True),
+        (b"nothing/of-ours", False),
+    ],
+)
+async def test_records_that_stand_for_themselves_are_known(ctx: Context, key: bytes, known: bool) -> None:
+    await ctx.store.commit(Commit(puts=[(key, b"")]))
+    later = ctx.now() + READABLE_S + 1
+    assert await found(ctx, later, later) == ([] if known else [key.decode()])
 
 
 async def test_it_may_be_reached_while_verify_looks(ctx: Context) -> None:

@@ -158,7 +158,7 @@ class Service:
         self.wait_ready(statuses=(200,) if ready else (200, 503))
         if ready:  # one worker is enough for that; a rotation asks each of them
             workers, deadline = read_home(self.folder).hsm_sockets(), time.monotonic() + READY_S
-            while not all(path.exists() for path in workers):
+            while not all(map(_listens, workers)):
                 assert time.monotonic() < deadline, self.log.read_text()[-4000:]
                 time.sleep(0.02)
 
@@ -220,6 +220,11 @@ def command_of(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return []
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 @contextmanager

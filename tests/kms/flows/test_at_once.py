@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from keypeer.wire import messages as wire
+from keypeer.wire.encoding import b64decode
 from keypeer.wire.runtime import RuntimePolicy
 from kms.domain.service_keys import KeysInUse, SigningKeyRecord
 from kms.domain.trust import StoredEvent, WebhookState
@@ -107,6 +108,15 @@ async def test_a_host_that_is_trusted_while_it_is_revoked_hears_of_it_and_keeps_
     assert head is not None
     assert (head.value.trusted, head.value.ended_all) == (False, head.value.last)
     assert await one.ctx.records.load(SESSIONS, one.caller.name) is None
+
+
+async def test_of_two_officers_decisions_on_a_host_the_later_one_hears_of_the_other(one: Fleet) -> None:
+    async def revoked() -> None:
+        await hosts.revoke(one.ctx, OFFICER, one.caller.name, wire.RevokeHost(why="stolen"))
+
+    one.store.before_commit.append(revoked)
+    assert await code_of(hosts.approve(one.ctx, OFFICER, one.caller.name)) == "store.conflict"
+    assert (await hosts.show(one.ctx, one.caller.name)).status == "revoked"
 
 
 async def test_a_tag_issued_as_the_old_one_runs_out_ends_nothing(one: Fleet) -> None:
@@ -222,6 +232,11 @@ async def test_what_a_token_that_lags_wraps_is_not_kept(one: Fleet) -> None:
     assert await code_of(vms.create(one.ctx, OPERATOR, asked)) == "rotation.worker_behind"
     assert await code_of(vm_rotations.rotate(one.ctx, OFFICER, "before", wire.RotateVm())) == "rotation.worker_behind"
     assert await code_of(one.first()) == "rotation.worker_behind"
+    later = replace(one.ctx, clock=lambda: time.time() + 10)  # what is as old as a rotation isn't rotated
+    many = await vm_rotations.start(later, OFFICER, wire.RotateVms(policy="eu"))
+    assert await code_of(vm_rotations.step(later)) == "rotation.worker_behind"
+    view = await vm_rotations.show(one.ctx, many.rotation)
+    assert (view.rotated, "rotation.worker_behind" in view.trouble) == (0, True)
     assert await one.ctx.store.get(vm_key("vm")) is None
     assert await one.ctx.store.get(vm_key("before")) == before
     assert await one.ctx.records.load(SESSIONS, one.caller.name) is None
@@ -237,6 +252,50 @@ async def test_a_key_rotated_behind_a_rotation_of_the_kek_is_not_kept(one: Fleet
     one.store.before_commit.append(moved_on)
     assert await code_of(vm_rotations.rotate(one.ctx, OFFICER, "vm", wire.RotateVm())) == "store.conflict"
     assert await one.ctx.store.get(vm_key("vm")) == before
+
+
+async def test_a_claim_that_another_one_has_by_now_makes_no_version(one: Fleet) -> None:
+    """Between the commit of a claim and the making of a version stands what takes as long as it likes."""
+    commit, others = one.store.inner.commit, ["once"]
+
+    async def claimed_by_another(change: Commit) -> object:
+        outcome = await commit(change)
+        if others:
+            others.pop()
+            versions = (await one.ctx.signing_key("appraisal")).versions
+            theirs = SigningKeyRecord(versions, one.ctx.now() + 1, one.ctx.node, versions[-1].version + 8)
+            await commit(Commit(puts=await one.ctx.records.seal([SIGNING_KEYS.put("appraisal", theirs)])))
+        return outcome
+
+    one.store.inner.commit = claimed_by_another
+    assert await code_of(signing_keys.rotate(one.ctx, OFFICER, "appraisal")) == "store.conflict"
+    one.store.inner.commit = commit
+    assert (await one.ctx.custody.describe()).signing_versions["appraisal"].keys() == {1}
+
+
+async def test_a_new_tag_beside_the_end_of_its_old_key_keeps_its_session(one: Fleet) -> None:
+    await signing_keys.rotate(one.ctx, OFFICER, "geo")
+
+    async def tagged() -> None:
+        view = await geo_tags.issue(one.ctx, OFFICER, one.caller.name, wire.IssueGeoTag(country="DE", place="new"))
+        one.host.tpm.write_geo_tag(b64decode(view.signed.statement), b64decode(view.signed.signature))
+        await one.first()
+
+    async def second_commit() -> None:  # the first one is the retirement itself
+        one.store.before_commit.append(tagged)
+
+    retire = wire.RetireVersion(why="old")
+    commit = one.store.commit
+
+    async def told(change: Commit) -> object:
+        outcome = await commit(change)
+        if any(put[0] == SIGNING_KEYS.key("geo") for put in change.puts):
+            await second_commit()
+        return outcome
+
+    one.store.commit = told  # type: ignore[method-assign]  # of this store alone
+    await signing_keys.retire(one.ctx, OFFICER, "geo", 1, retire)
+    assert await one.ctx.records.load(SESSIONS, one.caller.name) is not None
 
 
 async def test_numbers_that_another_node_claimed_stay_claimed(one: Fleet) -> None:

@@ -163,6 +163,24 @@ async def test_a_repeated_approval_carries_out_what_a_death_left(ctx: Context) -
     assert (await policies.show(ctx, "p")).updated_by == "ada"
 
 
+async def test_what_is_under_way_is_left_alone(ctx: Context) -> None:
+    """A rotation of a signing key takes seconds, and its last commit holds only while its proposal stands still: no
+    further approval moves it, nor the refusal that it runs already. The log has the refusal all the same."""
+    view = await propose(ctx, "ada")
+    for name in ("ada", "bob"):
+        await sign_only(ctx, name, view)
+    prepared = await proposals.prepare(ctx, caller("bob"), view.id)
+    await sign_only(ctx, "cyd", view)
+    size = (await ctx.store.log_head()).size
+    running = KeypeerError("key.rotating", "a rotation began and hasn't ended")
+    told = await proposals.failed(ctx, caller("cyd"), view.id, running)
+    assert told.failure is not None
+    assert told.failure.code == "key.rotating"
+    assert (await ctx.store.log_head()).size == size + 1
+    await replace(ctx, rider=prepared.rider).commit(entries=[])
+    assert await state(ctx, view) == "executed"
+
+
 async def test_an_act_that_changes_nothing_ends_its_proposal(ctx: Context) -> None:
     """The mark gets a commit of its own, once."""
     view = await propose(ctx, "ada")
