@@ -56,14 +56,13 @@ def environment(home: Path) -> dict[str, str]:
     return {**os.environ, "KEYPEER_HOME": str(home / "kp"), "KEYPEER_PORT": str(free_port()), "NO_COLOR": "1"}
 
 
-def once(environment: dict[str, str], *options: str) -> tuple[list[str], str, float]:
-    """Its results, what it told on the way, and the seconds that it took."""
-    started = time.monotonic()
+def once(environment: dict[str, str], *options: str) -> tuple[list[str], str]:
+    """Its results, and what it told on the way."""
     done = subprocess.run(
         [str(RUN), *options, "--once"], env=environment, capture_output=True, text=True, timeout=START_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines(), done.stderr, time.monotonic() - started
+    return done.stdout.splitlines(), done.stderr
 
 
 def test_once_ends_with_one_granted_and_one_denied(environment: dict[str, str]) -> None:
@@ -73,9 +72,8 @@ def test_once_ends_with_one_granted_and_one_denied(environment: dict[str, str]) 
     assert lines[1] == (
         "DENIED  host=iad-1 vm=demo-vm geo.country: host iad-1 is tagged US; policy eu-production allows DE, FR, NL"
     )
-    again, told, seconds = once(environment)
+    again, told = once(environment)
     assert again == lines, "the second start keeps the data: the same key"
-    assert seconds < 20
     assert "starting the service" in told
     assert [words for words in ("installing", "enrolling", "making the software TPM") if words in told] == []
 
