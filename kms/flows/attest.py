@@ -171,10 +171,11 @@ async def _grant(
     now = ctx.now()
     signer, (in_use, fence) = state.keys["session"], state.in_use
     known = state.session.value if state.session else None
-    if known is not None and (known.signed_by != signer.newest.version or _is_behind(known, in_use)):
-        known = None  # a session under the newest keys takes its place, so that hosts follow rotations one by one
-    session = await _session(ctx, caller, known, verdict, now, signer.newest.version)
-    refuse_behind([_session_record.decode(session.custody)], in_use)
+    signed_by = signer.newest.version
+    if known is not None and (known.signed_by != signed_by or is_behind(_session_record.decode(known.custody), in_use)):
+        # A session under the newest keys takes its place, so that hosts follow rotations one by one, and none is left.
+        known = None
+    session = await _session(ctx, caller, known, verdict, now, signed_by, in_use)
     nonce = ctx.random(limits.NONCE_BYTES)
     records = [NONCES.put(caller.name, nonces.issue(left, nonce, now)), SESSIONS.put(caller.name, session)]
     kept = state.kept_evidence(verdict.proven, now)
@@ -243,7 +244,13 @@ def _tell(ctx: Context, state: KnownHost, verdict: Appraisal) -> Change:
 
 
 async def _session(
-    ctx: Context, caller: Caller, known: AttestationSession | None, verdict: Appraisal, now: int, signed_by: int
+    ctx: Context,
+    caller: Caller,
+    known: AttestationSession | None,
+    verdict: Appraisal,
+    now: int,
+    signed_by: int,
+    in_use: KeysInUse,
 ) -> AttestationSession:
     """The host's session: extended when boot, binding key and certificate are the same, else a new one."""
     expires_at = _expiry(verdict.facts.geo, now)
@@ -270,6 +277,7 @@ async def _session(
             signed_by=signed_by,
         )
     )
+    refuse_behind([opened.record], in_use)
     return AttestationSession(
         session=opened.record.session,
         host=caller.name,
@@ -286,12 +294,6 @@ async def _session(
         runtime=verdict.runtime.positions,
         signed_by=signed_by,
     )
-
-
-def _is_behind(session: AttestationSession, in_use: KeysInUse) -> bool:
-    """Whether the session's keys are under a version of the HSM's keys that was replaced: its next attestation opens a
-    new one, so that none is left in the end."""
-    return is_behind(_session_record.decode(session.custody), in_use)
 
 
 def _expiry(geo: GeoFacts | None, now: int) -> int:
