@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from keypeer.wire import messages as wire
 from keypeer.wire.encoding import b64decode, b64encode
 from kms.settings import read_home
-from tests.support.hsm import MODULE, blank_token
+from tests.support.hsm import MODULE, blank_token, wait_until
 from tests.support.simulated_host import SimulatedHost
 from tests.support.vendor import ek_certificate, vendor_ca
 
@@ -157,10 +157,8 @@ class Service:
         self.launch()
         self.wait_ready(statuses=(200,) if ready else (200, 503))
         if ready:  # one worker is enough for that; a rotation asks each of them
-            workers, deadline = read_home(self.folder).hsm_sockets(), time.monotonic() + READY_S
-            while not all(map(_listens, workers)):
-                assert time.monotonic() < deadline, self.log.read_text()[-4000:]
-                time.sleep(0.02)
+            workers = read_home(self.folder).hsm_sockets()
+            wait_until(lambda: all(map(_listens, workers)), READY_S)
 
     def launch(self) -> None:
         """Starts `keypeer serve`."""
